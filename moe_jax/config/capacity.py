@@ -1,0 +1,41 @@
+"""The expert capacity: its one meaning, and what it costs when routing is random."""
+import functools
+import math
+from fractions import Fraction
+
+
+def capacity(factor: float, top_k: int, group_size: int, num_experts: int) -> int:
+    """Slots C that each expert has for one group: min(T, ceil(factor * K * T / E)).
+
+    Computed exactly, on the decimal number that was written: in floats 1.1 * 100 / 10 is rounded up to 12.
+    """
+    return min(group_size, math.ceil(nominal_capacity(factor, top_k, group_size, num_experts)))
+
+
+def nominal_capacity(factor: float, top_k: int, group_size: int, num_experts: int) -> Fraction:
+    """factor * K * T / E before rounding; below 1 most experts could not take a single token of a balanced load."""
+    return Fraction(str(factor)) * top_k * group_size / num_experts
+
+
+def effective_factor(slots: int, top_k: int, group_size: int, num_experts: int) -> float:
+    """C * E / (K * T): the capacity factor after rounding."""
+    return slots * num_experts / (top_k * group_size)
+
+
+@functools.cache
+def random_drop_fraction(slots: int, top_k: int, group_size: int, num_experts: int) -> float:
+    """Expected fraction of assignments dropped when each token's K experts are a uniform draw without replacement.
+
+    An expert's load is then Binomial(T, K/E), so the fraction is E[(load - C)+] / (T K / E): the floor that a router
+    which balances only on average cannot beat at this group size.
+    """
+    p = top_k / num_experts
+    if p >= 1:
+        return max(0.0, 1 - slots / group_size)
+    log_p, log_q = math.log(p), math.log1p(-p)
+    log_factorial = math.lgamma(group_size + 1)
+    excess = 0.0
+    for load in range(slots + 1, group_size + 1):
+        ways = log_factorial - math.lgamma(load + 1) - math.lgamma(group_size - load + 1)
+        excess += (load - slots) * math.exp(ways + load * log_p + (group_size - load) * log_q)
+    return excess / (group_size * p)

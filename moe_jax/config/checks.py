@@ -1,0 +1,206 @@
+"""What a valid run satisfies, in the order a user would meet it. Each check names field, value and remedy."""
+import os
+from collections.abc import Callable, Iterable
+
+from moe_jax.config.schema import RunConfig
+from moe_jax.models.attention import ATTENTION
+from moe_jax.models.block import REMAT
+from moe_jax.moe.dispatch import DISPATCHERS
+from moe_jax.moe.feed_forward import ACTIVATIONS
+from moe_jax.moe.plan import DROP_ORDERS
+from moe_jax.moe.router import ROUTERS
+
+
+class Violation(Exception):
+    """One broken condition; its text is the whole message."""
+
+
+DTYPES = ("float32", "bfloat16", "float64")
+OPTIMIZERS = ("adamw", "adafactor")
+SCHEDULES = ("cosine", "rsqrt", "wsd", "constant")
+SECOND_EXPERT = ("always", "threshold", "random")
+TOKENIZERS = ("bytes", "bpe")
+
+
+def check(run: RunConfig, num_devices: int) -> None:
+    """Raises Violation on the first condition that does not hold."""
+    for one in (_sizes, _choices, _ranges, _model, _moe, _data, _train, _mesh):
+        one(run)
+    devices = run.mesh.data * run.mesh.fsdp * run.mesh.expert * run.mesh.tensor
+    if devices != num_devices:
+        raise Violation(
+            f"mesh.data={run.mesh.data} x mesh.fsdp={run.mesh.fsdp} x mesh.expert={run.mesh.expert} x "
+            f"mesh.tensor={run.mesh.tensor} needs {devices} devices and {num_devices} are present: set one size to -1 to "
+            "take what remains"
+        )
+
+
+def positive(name: str, value: float) -> None:
+    """Raises unless value > 0."""
+    if not value > 0:
+        raise Violation(f"{name}={value} must be positive: give at least 1" if isinstance(value, int) else f"{name}={value} must be greater than 0")
+
+
+def divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
+    """Raises unless `value` is a multiple of `divisor`; names the multiples next to it."""
+    if value % divisor:
+        near = [n for n in (value // divisor * divisor, (value // divisor + 1) * divisor) if n > 0]
+        raise Violation(
+            f"{name}={value} is not a multiple of {divisor_name}={divisor}: use {name}={' or '.join(map(str, near))}, "
+            f"or change {divisor_name}"
+        )
+
+
+def one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """Raises unless `value` is one of `known`, which the message lists."""
+    if value not in known:
+        raise Violation(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise Violation(f"{name}={value} is outside [{low}, {high}]: choose a value inside")
+
+
+def _not_negative(name: str, value: float) -> None:
+    if not value >= 0:
+        raise Violation(f"{name}={value} is negative: give 0 or more")
+
+
+def _each(run: RunConfig, names: str, rule: Callable[[str, float], None]) -> None:
+    for name in names.split():
+        section, field = name.split(".")
+        rule(name, getattr(getattr(run, section), field))
+
+
+def _sizes(run: RunConfig) -> None:
+    _each(
+        run,
+        "model.num_layers model.d_model model.d_ff model.num_heads model.num_kv_heads model.head_dim model.vocab_size "
+        "model.attention_chunk model.loss_chunk data.sequence_length data.batch_size train.steps train.accumulate log.every "
+        "checkpoint.every checkpoint.keep mesh.data mesh.fsdp mesh.expert mesh.tensor",
+        positive,
+    )
+    _each(
+        run,
+        "moe.num_experts moe.first_dense moe.num_shared_experts data.max_bytes train.warmup_steps train.decay_steps "
+        "eval.every eval.batches",
+        _not_negative,
+    )
+    _not_negative("seed", run.seed)
+
+
+def _choices(run: RunConfig) -> None:
+    one_of("model.activation", run.model.activation, ACTIVATIONS)
+    one_of("model.attention", run.model.attention, ATTENTION)
+    one_of("model.dtype", run.model.dtype, DTYPES)
+    one_of("model.remat", run.model.remat, REMAT)
+    one_of("moe.activation", run.moe.activation, ACTIVATIONS)
+    one_of("moe.router", run.moe.router, ROUTERS)
+    one_of("moe.dispatcher", run.moe.dispatcher, DISPATCHERS)
+    one_of("moe.drop_order", run.moe.drop_order, DROP_ORDERS)
+    one_of("moe.second_expert", run.moe.second_expert, SECOND_EXPERT)
+    one_of("data.tokenizer", run.data.tokenizer, TOKENIZERS)
+    one_of("train.optimizer", run.train.optimizer, OPTIMIZERS)
+    one_of("train.schedule", run.train.schedule, SCHEDULES)
+
+
+def _ranges(run: RunConfig) -> None:
+    _each(run, "model.rope_theta model.norm_eps model.init_scale train.learning_rate train.eps", positive)
+    _each(run, "moe.balance_loss moe.z_loss train.weight_decay train.clip_norm", _not_negative)
+    _each(run, "train.final_learning_rate moe.second_threshold", lambda n, v: _between(n, v, 0, 1))
+    for name, value in (("train.b1", run.train.b1), ("train.b2", run.train.b2), ("moe.jitter", run.moe.jitter)):
+        if not 0 <= value < 1:
+            raise Violation(f"{name}={value} is outside [0, 1): choose a value inside")
+    if not 0 < run.data.holdout_fraction < 1:
+        raise Violation(f"data.holdout_fraction={run.data.holdout_fraction} is outside (0, 1): 0.05 holds out one file in 20")
+
+
+def _model(run: RunConfig) -> None:
+    model = run.model
+    divides("model.num_kv_heads", model.num_kv_heads, "model.num_heads", model.num_heads)
+    if model.head_dim % 2:
+        raise Violation(f"model.head_dim={model.head_dim} is odd: rotary positions turn pairs, use an even size")
+    if model.attention == "cudnn" and model.dtype != "bfloat16":
+        raise Violation(f"model.attention='cudnn' needs model.dtype='bfloat16', not {model.dtype!r}")
+
+
+def _moe(run: RunConfig) -> None:
+    moe = run.moe
+    if moe.num_experts == 0:
+        return
+    _each(run, "moe.top_k moe.every moe.d_ff moe.group_size moe.capacity_factor moe.eval_capacity_factor", positive)
+    if moe.top_k > moe.num_experts:
+        raise Violation(f"moe.top_k={moe.top_k} is more than moe.num_experts={moe.num_experts}: a token has at most that many")
+    if moe.router == "switch" and moe.top_k != 1:
+        raise Violation(f"moe.top_k={moe.top_k} with moe.router='switch', which is top-1: use moe.router='top_k'")
+    if moe.router == "gshard" and moe.top_k != 2:
+        raise Violation(f"moe.top_k={moe.top_k} with moe.router='gshard', which is top-2: use moe.router='top_k'")
+    if moe.normalize_gates and moe.top_k == 1:
+        raise Violation(
+            "moe.normalize_gates=True with moe.top_k=1 makes every gate the constant 1 and leaves the router without a "
+            "gradient: set it to False"
+        )
+    if moe.first_dense + moe.every > run.model.num_layers:
+        raise Violation(
+            f"moe.first_dense={moe.first_dense} and moe.every={moe.every} leave no MoE layer in model.num_layers="
+            f"{run.model.num_layers}: lower one of them, or set moe.num_experts=0 for a dense model"
+        )
+
+
+def _data(run: RunConfig) -> None:
+    data = run.data
+    sources = data.source.count(",") + 1
+    if data.weights and len(data.weights) != sources:
+        raise Violation(f"data.weights={data.weights} has {len(data.weights)} entries for {sources} sources: give one each")
+    if any(not weight > 0 for weight in data.weights):
+        raise Violation(f"data.weights={data.weights} has an entry that is not positive: leave that source out")
+
+
+def _train(run: RunConfig) -> None:
+    train = run.train
+    divides("train.accumulate", train.accumulate, "data.batch_size", run.data.batch_size)
+    if train.schedule == "wsd" and train.warmup_steps + train.decay_steps > train.steps:
+        raise Violation(
+            f"train.decay_steps={train.decay_steps} and train.warmup_steps={train.warmup_steps} exceed train.steps={train.steps}"
+            ": shorten one of them"
+        )
+    if train.profile and (len(train.profile) != 2 or min(train.profile) < 0 or train.profile[1] == 0):
+        raise Violation(f"train.profile={train.profile} is not (first step, number of steps): for instance (20, 3)")
+
+
+def _mesh(run: RunConfig) -> None:
+    """Sizes that the mesh cuts have to divide."""
+    mesh, model, moe, data = run.mesh, run.model, run.moe, run.data
+    shards = mesh.data * mesh.fsdp * mesh.expert
+    weights = mesh.fsdp * mesh.expert
+    batch = data.batch_size // run.train.accumulate
+    batch_name = "data.batch_size" if run.train.accumulate == 1 else "data.batch_size / train.accumulate"
+    divides("mesh.data * mesh.fsdp * mesh.expert", shards, batch_name, batch)
+    divides("mesh.fsdp * mesh.expert", weights, "model.d_model", model.d_model)
+    divides("mesh.fsdp * mesh.expert", weights, "model.vocab_size", model.vocab_size)
+    divides("mesh.tensor", mesh.tensor, "model.num_kv_heads", model.num_kv_heads)
+    divides("mesh.tensor", mesh.tensor, "model.vocab_size", model.vocab_size)
+    divides("mesh.tensor * mesh.fsdp * mesh.expert", mesh.tensor * weights, "model.d_ff", model.d_ff)
+    divides(
+        "mesh.tensor * mesh.fsdp * mesh.expert", mesh.tensor * weights, "model.num_heads * model.head_dim",
+        model.num_heads * model.head_dim,
+    )
+    if moe.num_experts:
+        tokens = batch // shards * data.sequence_length
+        divides("moe.group_size", moe.group_size, f"tokens a device and micro-batch ({batch_name} / {shards} * "
+                "data.sequence_length)", tokens)
+        divides("mesh.expert", mesh.expert, "moe.num_experts", moe.num_experts)
+        divides("mesh.tensor * mesh.fsdp", mesh.tensor * mesh.fsdp, "moe.d_ff", moe.d_ff)
+
+
+def check_workdir(path: str) -> None:
+    """Raises unless `path` can be created and written to."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        probe = os.path.join(path, ".writable")
+        with open(probe, "w"):
+            pass
+        os.remove(probe)
+    except OSError as error:
+        raise Violation(f"--workdir={path} cannot be written ({error.strerror}): choose another directory") from None

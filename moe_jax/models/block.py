@@ -1,0 +1,106 @@
+"""One transformer layer, and a segment: a pattern of layers that is scanned."""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+
+from moe_jax.config.layers import MOE, SegmentSpec
+from moe_jax.config.schema import RunConfig
+from moe_jax.models.attention import Attention
+from moe_jax.moe.feed_forward import FeedForward
+from moe_jax.moe.layer import EXCHANGED, MoELayer
+from moe_jax.moe.stats import RoutingSums
+from moe_jax.parallel.mesh import TENSOR
+from moe_jax.parallel.sharding import param
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "save_exchange": jax.checkpoint_policies.save_only_these_names(*EXCHANGED),
+}
+
+
+class Context(NamedTuple):
+    """What every layer may look at besides the residual stream."""
+
+    valid: Bool[Array, "B L"]  # False: padding
+    documents: Int[Array, "B L"] | None  # attention stays within equal numbers; None: it may cross
+    keys: Key[Array, "G"] | None  # noise of this device's groups; None: no noise (evaluation)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x^2) + eps) * scale, in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, model_size: int, eps: float, rngs: nnx.Rngs, dtype):
+        self.eps = eps
+        self.scale = param(rngs, (model_size,), (None,), nnx.initializers.ones, dtype)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """Normalises the last dimension."""
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """Attention, then a dense or an MoE feed-forward, each on the normalised stream and added to it."""
+
+    def __init__(self, kind: str, run: RunConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype):
+        model = run.model
+        self.norm_attention = RMSNorm(model.d_model, model.norm_eps, rngs, dtype)
+        self.attention = Attention(model, init, rngs, dtype)
+        self.norm_feed_forward = RMSNorm(model.d_model, model.norm_eps, rngs, dtype)
+        self.is_moe = kind == MOE
+        if self.is_moe:
+            self.moe = MoELayer(model.d_model, run.moe, init, rngs, dtype)
+        else:
+            self.feed_forward = FeedForward(model.d_model, model.d_ff, model.activation, init, rngs, dtype)
+
+    def __call__(
+        self, x: Float[Array, "B L D"], context: Context, keys: Key[Array, "G"] | None, train: bool
+    ) -> tuple[Float[Array, "B L D"], RoutingSums | None]:
+        """`keys`: those of `context`, folded with this layer's index."""
+        x = x + lax.psum(self.attention(self.norm_attention(x), context.documents), TENSOR)
+        normed = self.norm_feed_forward(x)
+        if self.is_moe:
+            y, sums = self.moe(normed, context.valid, keys, train)
+            return x + y, sums
+        return x + lax.psum(self.feed_forward(lax.pcast(normed, TENSOR, to="varying")), TENSOR), None
+
+
+class Segment(nnx.Module):
+    """`repeats` copies of a pattern of blocks. Weights of equal place in the pattern are stacked; one scan runs them."""
+
+    def __init__(self, spec: SegmentSpec, first_layer: int, run: RunConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype):
+        self.spec, self.first_layer, self.remat = spec, first_layer, run.model.remat
+        create = lambda rngs: nnx.List([Block(kind, run, init, rngs, dtype) for kind in spec.pattern])
+        self.blocks = nnx.vmap(create)(rngs.split(spec.repeats))
+
+    def __call__(
+        self, x: Float[Array, "B L D"], context: Context, train: bool
+    ) -> tuple[Float[Array, "B L D"], list[RoutingSums]]:
+        """Statistics: one entry for each MoE place in the pattern, [repeats, ...] each."""
+        graphdefs, weights = zip(*[nnx.split(block) for block in self.blocks], strict=True)
+        period = len(graphdefs)
+
+        def repeat(x: Array, scanned: tuple[tuple[PyTree, ...], Int[Array, ""]]):
+            weights, index = scanned
+            sums = []
+            for place, (graphdef, weight) in enumerate(zip(graphdefs, weights, strict=True)):
+                layer = self.first_layer + index * period + place
+                x, layer_sums = _apply(graphdef, self.remat, train)(weight, x, context, layer)
+                sums += [layer_sums] if layer_sums is not None else []
+            return x, sums
+
+        return lax.scan(repeat, x, (weights, jnp.arange(self.spec.repeats)))
+
+
+def _apply(graphdef: nnx.GraphDef, remat: str, train: bool):
+    def apply(weight: PyTree, x: Array, context: Context, layer: Int[Array, ""]):
+        keys = context.keys if context.keys is None else jax.vmap(lambda key: jax.random.fold_in(key, layer))(context.keys)
+        return nnx.merge(graphdef, weight)(x, context, keys, train)
+
+    return apply if remat == "none" else jax.checkpoint(apply, policy=REMAT[remat], prevent_cse=False)

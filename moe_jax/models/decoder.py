@@ -1,0 +1,99 @@
+"""The decoder-only language model."""
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+from moe_jax.config.layers import segments
+from moe_jax.config.schema import RunConfig
+from moe_jax.models.block import Context, RMSNorm, Segment
+from moe_jax.models.loss import cross_entropy
+from moe_jax.moe.stats import RoutingSums
+from moe_jax.parallel.mesh import TENSOR, TOKEN_AXES
+from moe_jax.parallel.sharding import gather, param
+
+
+class Decoder(nnx.Module):
+    """Embedding, segments of layers, norm, output head. Every method runs inside `shard_map` on a device's own tokens.
+
+    Weights are drawn with variance init_scale / fan_in (Switch Transformer, section 2.4).
+    """
+
+    def __init__(self, run: RunConfig, rngs: nnx.Rngs):
+        model = run.model
+        dtype = jnp.float64 if model.dtype == "float64" else jnp.float32
+        init = fan_in_init(model.init_scale)
+        self.run = run
+        table = nnx.initializers.normal(model.d_model**-0.5)
+        self.embedding = param(rngs, (model.vocab_size, model.d_model), ("vocab_in", None), table, dtype)
+        first, parts = 0, []
+        for spec in segments(run):
+            parts.append(Segment(spec, first, run, init, rngs, dtype))
+            first += spec.repeats * len(spec.pattern)
+        self.segments = nnx.List(parts)
+        self.norm = RMSNorm(model.d_model, model.norm_eps, rngs, dtype)
+        if not model.tie_embeddings:
+            self.head = param(rngs, (model.d_model, model.vocab_size), ("embed", "vocab"), init, dtype)
+
+    def hidden(
+        self, inputs: Int[Array, "B L"], documents: Int[Array, "B L"], key: Key[Array, ""] | None, train: bool
+    ) -> tuple[Float[Array, "B L D"], RoutingSums | None]:
+        """Normalised output of the last layer, and this device's routing sums, [M, ...] in the order of layers.
+
+        `documents`: the number of each token's document, 0 for padding. `key`: for noise in training, or None.
+        """
+        run, dtype = self.run, jnp.dtype(self.run.model.dtype)
+        context = Context(
+            valid=documents > 0,
+            documents=documents if run.data.mask_documents else None,
+            keys=None if key is None else _group_keys(key, inputs.size // run.moe.group_size),
+        )
+        x = jnp.take(gather(self.embedding, dtype), inputs, axis=0)
+        sums = []
+        for segment in self.segments:
+            x, by_place = segment(x, context, train)
+            sums += [_in_layer_order(by_place)] if by_place else []
+        return self.norm(x), jax.tree.map(lambda *parts: jnp.concatenate(parts), *sums) if sums else None
+
+    def negative_log_likelihood(
+        self,
+        inputs: Int[Array, "B L"],
+        targets: Int[Array, "B L"],
+        documents: Int[Array, "B L"],
+        key: Key[Array, ""] | None,
+        train: bool,
+    ) -> tuple[Float[Array, "B"], RoutingSums | None]:
+        """Nats of each sequence's targets, summed over valid positions, and this device's routing sums."""
+        x, sums = self.hidden(inputs, documents, key, train)
+        return cross_entropy(x, self._head(x.dtype), targets, documents > 0, self.run.model.loss_chunk), sums
+
+    def _head(self, dtype) -> Float[Array, "D v"]:
+        """This device's part of the output head, V cut over `tensor`."""
+        if not self.run.model.tie_embeddings:
+            return gather(self.head, dtype)
+        table = gather(self.embedding, dtype)
+        own = table.shape[0] // lax.axis_size(TENSOR)
+        return lax.dynamic_slice_in_dim(table, lax.axis_index(TENSOR) * own, own).T
+
+
+def fan_in_init(scale: float) -> nnx.Initializer:
+    """Truncated normal of variance scale / fan_in; weights are [..., fan in, fan out], one matrix for each expert."""
+
+    def init(key: Key[Array, ""], shape: tuple[int, ...], dtype) -> Array:
+        experts = tuple(range(len(shape) - 2))
+        scaled = nnx.initializers.variance_scaling(scale, "fan_in", "truncated_normal", batch_axis=experts)
+        return scaled(key, shape, dtype)
+
+    return init
+
+
+def _group_keys(key: Key[Array, ""], groups: int) -> Key[Array, "G"]:
+    """A key for each of this device's groups, folded with the group's index in the whole batch."""
+    first = lax.axis_index(TOKEN_AXES) * groups
+    return jax.vmap(lambda group: jax.random.fold_in(key, group))(first + jnp.arange(groups))
+
+
+def _in_layer_order(by_place: list[RoutingSums]) -> RoutingSums:
+    """From one [repeats, ...] for each MoE place of the pattern to [repeats * places, ...]."""
+    return jax.tree.map(lambda *places: jnp.stack(places, axis=1).reshape(-1, *places[0].shape[1:]), *by_place)

@@ -1,0 +1,37 @@
+"""Cross-entropy whose logits never exist all at once."""
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.parallel.mesh import TENSOR
+
+
+def cross_entropy(
+    x: Float[Array, "B L D"],
+    head: Float[Array, "D v"],
+    targets: Int[Array, "B L"],
+    valid: Bool[Array, "B L"],
+    chunk: int,
+) -> Float[Array, "B"]:
+    """Negative log-likelihood in nats, summed over the valid positions of each sequence. Inside `shard_map`.
+
+    `chunk` positions at a time, recomputed in the backward pass. `head` holds this device's part of the vocabulary, V
+    cut over the mesh axis `tensor`; the softmax over all of V costs two sums of one float a position.
+    """
+    x = lax.pcast(x, TENSOR, to="varying")
+    batch, length, _ = x.shape
+
+    def one(args):
+        x, targets, valid = args
+        logits = (x @ head).astype(jnp.promote_types(x.dtype, jnp.float32))
+        own = targets[..., None] - lax.axis_index(TENSOR) * logits.shape[-1] == jnp.arange(logits.shape[-1])
+        highest = lax.pmax(jnp.max(lax.stop_gradient(logits), axis=-1), TENSOR)
+        total = lax.psum(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1), TENSOR)
+        target = lax.psum(jnp.sum(jnp.where(own, logits, 0), axis=-1), TENSOR)
+        return jnp.sum(jnp.where(valid, jnp.log(total) + highest - target, 0), axis=-1)
+
+    if length <= chunk:
+        return one((x, targets, valid))
+    pieces = lambda a: a.reshape(batch, length // chunk, chunk, *a.shape[2:]).swapaxes(0, 1)
+    return jnp.sum(lax.map(jax.checkpoint(one), (pieces(x), pieces(targets), pieces(valid))), axis=0)

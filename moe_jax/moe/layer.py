@@ -1,0 +1,58 @@
+"""The MoE layer: the way of a token through router, plan, dispatch, exchange, experts, exchange and combine."""
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Key
+
+from moe_jax.config.capacity import capacity
+from moe_jax.config.schema import MoEConfig
+from moe_jax.moe.dispatch import DISPATCHERS
+from moe_jax.moe.feed_forward import Experts, FeedForward
+from moe_jax.moe.plan import make_plan
+from moe_jax.moe.router import ROUTERS
+from moe_jax.moe.stats import RoutingSums, routing_sums
+from moe_jax.parallel.exchange import from_experts, to_experts
+from moe_jax.parallel.mesh import TENSOR
+
+DISPATCHED, RETURNED = EXCHANGED = ("dispatched", "returned")  # checkpoint names of the buffers that crossed the mesh
+
+
+class MoELayer(nnx.Module):
+    """Routed experts and, beside them, shared ones. Call it inside `shard_map`."""
+
+    def __init__(self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.moe = moe
+        self.router = ROUTERS[moe.router](d_model, moe, init, rngs, dtype)
+        self.experts = Experts(moe.num_experts, d_model, moe.d_ff, moe.activation, init, rngs, dtype)
+        self.shared = (
+            FeedForward(d_model, moe.num_shared_experts * moe.d_ff, moe.activation, init, rngs, dtype)
+            if moe.num_shared_experts
+            else None
+        )
+
+    def __call__(
+        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], keys: Key[Array, "G"] | None, train: bool
+    ) -> tuple[Float[Array, "B L D"], RoutingSums]:
+        """Output to be added to the residual stream (zeros for a token whose every choice was dropped), and statistics.
+
+        `train` picks the capacity factor; `keys`, one for each of this device's groups, give noise and may be None.
+        """
+        moe = self.moe
+        groups = x.reshape(-1, moe.group_size, x.shape[-1])
+        routing = self.router(groups, valid.reshape(-1, moe.group_size), keys)
+        factor = moe.capacity_factor if train else moe.eval_capacity_factor
+        slots = capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
+        plan = make_plan(routing, slots, moe.drop_order)
+
+        # From here to the sum over `tensor` every device of that axis works on its part of F. Said of the tokens, here,
+        # the backward pass sums their gradients over the axis; said later, it would sum those of the larger buffers.
+        groups = lax.pcast(groups, TENSOR, to="varying")
+        dispatcher = DISPATCHERS[moe.dispatcher]
+        buffers = dispatcher.dispatch(groups, plan).reshape(groups.shape[0], moe.num_experts, slots, -1)
+        buffers = checkpoint_name(to_experts(buffers), DISPATCHED)
+        out = checkpoint_name(from_experts(self.experts(buffers)), RETURNED)
+        y = dispatcher.combine(out.reshape(groups.shape[0], moe.num_experts * slots, -1), routing.gate, plan)
+        if self.shared is not None:
+            y = y + self.shared(groups)
+        return lax.psum(y, TENSOR).reshape(x.shape), routing_sums(routing, plan)

@@ -1,0 +1,132 @@
+"""Routers: which experts a token goes to, and with what weight.
+
+A router is a class with three static facts and one function: add one by writing it and naming it in `ROUTERS`. The
+decision is a value, a `Routing`; nothing moves here.
+"""
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from moe_jax.config.schema import MoEConfig
+from moe_jax.parallel.sharding import gather, param
+
+
+class Routing(NamedTuple):
+    """The decision for every token of every group: K choices in descending order of probability (rank 0 first)."""
+
+    expert: Int[Array, "G T K"]
+    gate: Float[Array, "G T K"]  # weight of the choice's output in the sum
+    wanted: Bool[Array, "G T K"]  # False: a padding token, or a choice that the router itself lets go
+    valid: Bool[Array, "G T"]  # False: a padding token, which takes no slot and counts in no statistic
+    probabilities: Float[Array, "G T E"]
+    logits: Float[Array, "G T E"]
+
+
+def top_k_of(probabilities: Float[Array, "G T E"], k: int) -> tuple[Int[Array, "G T K"], Float[Array, "G T K"]]:
+    """The k most probable experts (ties: the lower index first) and their probabilities, differentiable in the latter.
+
+    The probabilities are picked by a product with a one-hot matrix, whose gradient is a product too and not a scatter.
+    """
+    _, expert = lax.top_k(lax.stop_gradient(probabilities), k)
+    picked = jax.nn.one_hot(expert, probabilities.shape[-1], dtype=probabilities.dtype)
+    return expert, jnp.sum(picked * probabilities[..., None, :], axis=-1)
+
+
+class Router(nnx.Module):
+    """Router weights, and what all token-choice routers share. Subclasses choose in `select`."""
+
+    required_top_k: ClassVar[int | None] = None  # None: any number of choices
+
+    def __init__(self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+        self.moe = moe
+        self.weight = param(rngs, (d_model, moe.num_experts), ("embed", None), init, dtype)
+
+    def __call__(
+        self, x: Float[Array, "G T D"], valid: Bool[Array, "G T"], keys: Key[Array, "G"] | None
+    ) -> Routing:
+        """Routes every token. `keys`: one for each group, for noise in training; None: no noise.
+
+        In float32 at the highest matmul precision, whatever the model computes in: bfloat16 logits make training
+        diverge (Switch Transformer, section 2.4), and float32 matmuls are not float32 on TPU and GPU by default.
+        """
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        x = x.astype(dtype)
+        if keys is not None and self.moe.jitter:
+            x = x * _per_group(_jitter(self.moe.jitter), keys, x.shape[1:], dtype)
+        logits = jnp.einsum("gtd,de->gte", x, gather(self.weight, dtype), precision=lax.Precision.HIGHEST)
+        probabilities = jax.nn.softmax(logits)
+        expert, gate, kept = self.select(probabilities, keys)
+        return Routing(expert, gate, kept & valid[..., None], valid, probabilities, logits)
+
+    def select(
+        self, probabilities: Float[Array, "G T E"], keys: Key[Array, "G"] | None
+    ) -> tuple[Int[Array, "G T K"], Float[Array, "G T K"], Bool[Array, "G T K"]]:
+        """Experts, gates, and which of the choices the router keeps."""
+        raise NotImplementedError
+
+
+class Switch(Router):
+    """Switch Transformer (Fedus et al. 2021, equation 2): the most probable expert, its probability as gate.
+
+    The probability is not divided by the sum over the choices: that sum is itself, the gate would be the constant 1 and
+    the router would learn nothing from the task.
+    """
+
+    required_top_k = 1
+
+    def select(self, probabilities, keys):
+        """See `Router.select`."""
+        expert, gate = top_k_of(probabilities, 1)
+        return expert, gate, jnp.ones_like(expert, bool)
+
+
+class GShard(Router):
+    """GShard (Lepikhin et al. 2020, algorithm 1) and GLaM: the two most probable experts, gates divided by their sum.
+
+    `moe.second_expert` keeps the second expert always, from the gate `moe.second_threshold` on, or at random with
+    probability min(1, 2 * its gate) in training, always in evaluation.
+    """
+
+    required_top_k = 2
+
+    def select(self, probabilities, keys):
+        """See `Router.select`."""
+        expert, gate = top_k_of(probabilities, 2)
+        gate = gate / jnp.sum(gate, axis=-1, keepdims=True)
+        second = gate[..., 1]
+        match self.moe.second_expert:
+            case "threshold":
+                keep = second >= self.moe.second_threshold
+            case "random" if keys is not None:
+                draws = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+                keep = _per_group(jax.random.uniform, draws, second.shape[1:], gate.dtype) < 2 * second
+            case _:
+                keep = jnp.ones_like(second, bool)
+        return expert, gate, jnp.stack([jnp.ones_like(keep), keep], axis=-1)
+
+
+class TopK(Router):
+    """The K most probable experts of the softmax; gates raw (OLMoE) or divided by their sum (Mixtral, Qwen3)."""
+
+    def select(self, probabilities, keys):
+        """See `Router.select`."""
+        expert, gate = top_k_of(probabilities, self.moe.top_k)
+        if self.moe.normalize_gates:
+            gate = gate / jnp.sum(gate, axis=-1, keepdims=True)
+        return expert, gate, jnp.ones_like(expert, bool)
+
+
+def _jitter(size: float):
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, 1 - size, 1 + size)
+
+
+def _per_group(draw, keys: Key[Array, "G"], shape: tuple[int, ...], dtype) -> Float[Array, "G ..."]:
+    """One draw of `shape` for each group from its own key, so that noise does not depend on which device has it."""
+    return jax.vmap(lambda key: draw(key, shape, dtype))(keys)
+
+
+ROUTERS: dict[str, type[Router]] = {"switch": Switch, "gshard": GShard, "top_k": TopK}

@@ -1,0 +1,102 @@
+"""Routing statistics. Every device sums over its own tokens; only ratios of global sums are ever looked at.
+
+`RoutingSums` leave the layers as values, are added over the mesh once for the whole model, and become `RoutingStats`
+(or a loss, see `balance`) afterwards: a ratio of one shard's sums never exists, so it cannot be mistaken for the global
+one.
+"""
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from moe_jax.moe.plan import Plan
+from moe_jax.moe.router import Routing
+
+POSITION_BINS = 8  # equal parts of a group, first tokens first
+PROBABILITY_BINS = 20  # equal parts of [0, 1]
+
+
+class RoutingSums(NamedTuple):
+    """Sums over valid tokens; any leading dimensions (layers)."""
+
+    tokens: Float[Array, "*M"]
+    assigned: Float[Array, "*M E"]  # choices of each expert, before drops
+    probability: Float[Array, "*M E"]  # router probability of each expert
+    squared_logsumexp: Float[Array, "*M"]
+    entropy: Float[Array, "*M"]  # of the router's distribution, nats
+    wanted_by_rank: Float[Array, "*M K"]
+    dropped_by_rank: Float[Array, "*M K"]
+    wanted_by_position: Float[Array, "*M P"]
+    dropped_by_position: Float[Array, "*M P"]
+    passed_through: Float[Array, "*M"]  # tokens none of whose choices got a slot
+    probability_histogram: Float[Array, "*M Q"]  # router probabilities of chosen experts
+
+
+def routing_sums(routing: Routing, plan: Plan) -> RoutingSums:
+    """Sums over the tokens of all groups on this device."""
+    num_experts = routing.probabilities.shape[-1]
+    dtype = routing.probabilities.dtype
+    valid = routing.valid.astype(dtype)
+    wanted = routing.wanted.astype(dtype)
+    dropped = (routing.wanted & ~plan.kept()).astype(dtype)
+    chosen = jax.nn.one_hot(routing.expert, num_experts, dtype=dtype) * valid[..., None, None]
+    log_z = jax.nn.logsumexp(routing.logits, axis=-1)
+    entropy = log_z - jnp.sum(routing.probabilities * routing.logits, axis=-1)
+    return RoutingSums(
+        tokens=jnp.sum(valid),
+        assigned=jnp.sum(chosen, axis=(0, 1, 2)),
+        probability=jnp.sum(routing.probabilities * valid[..., None], axis=(0, 1)),
+        squared_logsumexp=jnp.sum(jnp.square(log_z) * valid),
+        entropy=jnp.sum(entropy * valid),
+        wanted_by_rank=jnp.sum(wanted, axis=(0, 1)),
+        dropped_by_rank=jnp.sum(dropped, axis=(0, 1)),
+        wanted_by_position=_by_position(jnp.sum(wanted, axis=(0, 2))),
+        dropped_by_position=_by_position(jnp.sum(dropped, axis=(0, 2))),
+        passed_through=jnp.sum(routing.valid & ~jnp.any(plan.kept(), axis=-1), dtype=dtype),
+        probability_histogram=_histogram(jnp.sum(chosen * routing.probabilities[..., None, :], axis=-1), valid),
+    )
+
+
+def _by_position(per_token: Float[Array, "T"]) -> Float[Array, "P"]:
+    bins = jnp.arange(per_token.shape[0]) * POSITION_BINS // per_token.shape[0]
+    return jnp.sum(jax.nn.one_hot(bins, POSITION_BINS, dtype=per_token.dtype) * per_token[:, None], axis=0)
+
+
+def _histogram(probability: Float[Array, "G T K"], valid: Float[Array, "G T"]) -> Float[Array, "Q"]:
+    bins = jnp.minimum(probability * PROBABILITY_BINS, PROBABILITY_BINS - 1).astype(jnp.int32)
+    counted = jax.nn.one_hot(bins, PROBABILITY_BINS, dtype=valid.dtype) * valid[..., None, None]
+    return jnp.sum(counted, axis=(0, 1, 2))
+
+
+class RoutingStats(NamedTuple):
+    """What a researcher reads, by layer, from global sums."""
+
+    load: Float[Array, "M E"]  # choices of each expert in multiples of the mean: 1 is balanced
+    max_violation: Float[Array, "M"]  # MaxVio: (largest load - mean load) / mean load (Wang et al. 2024)
+    dropped: Float[Array, "M"]  # fraction of wanted choices without a slot
+    dropped_by_rank: Float[Array, "M K"]
+    dropped_by_position: Float[Array, "M P"]
+    passed_through: Float[Array, "M"]  # fraction of tokens without any slot
+    entropy: Float[Array, "M"]  # mean over tokens, nats
+    probability_histogram: Float[Array, "M Q"]  # counts
+
+
+def routing_stats(sums: RoutingSums) -> RoutingStats:
+    """Ratios of sums that cover the whole batch."""
+    load = sums.assigned / _at_least_one(jnp.mean(sums.assigned, axis=-1, keepdims=True))
+    return RoutingStats(
+        load=load,
+        max_violation=jnp.max(load, axis=-1) - 1,
+        dropped=sums.dropped_by_rank.sum(-1) / _at_least_one(sums.wanted_by_rank.sum(-1)),
+        dropped_by_rank=sums.dropped_by_rank / _at_least_one(sums.wanted_by_rank),
+        dropped_by_position=sums.dropped_by_position / _at_least_one(sums.wanted_by_position),
+        passed_through=sums.passed_through / _at_least_one(sums.tokens),
+        entropy=sums.entropy / _at_least_one(sums.tokens),
+        probability_histogram=sums.probability_histogram,
+    )
+
+
+def _at_least_one(count: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Keeps a ratio of nothing to nothing at 0."""
+    return jnp.where(count > 0, count, 1)

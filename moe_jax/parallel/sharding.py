@@ -1,0 +1,85 @@
+"""Weights on the mesh: where each logical axis is stored, and which of it comes back before use.
+
+A parameter's shape, logical axes and initialiser are declared together (`param`). The rule table says, for each logical
+axis, over which mesh axes it is cut; `gather` brings back the part that is only cut for storage (fully sharded data
+parallelism) and leaves the part over which the computation itself is split (expert and tensor parallelism).
+"""
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PyTree
+
+from moe_jax.parallel.mesh import EXPERT, FSDP, TENSOR
+
+
+class Rule(NamedTuple):
+    """Mesh axes over which a logical axis is cut, major first: first `split`, within it `stored`."""
+
+    split: tuple[str, ...] = ()  # the computation is split too: never gathered
+    stored: tuple[str, ...] = ()  # only storage is split: gathered before use, gradients reduce-scattered after
+
+
+# A weight is stored in pieces along a dimension that is not its last one: the gradient of its gather is then a
+# reduce-scatter on every backend, where XLA for TPU makes an all-reduce of twice the bytes from the last dimension.
+RULES: dict[str | None, Rule] = {
+    None: Rule(),
+    "embed": Rule(stored=(FSDP, EXPERT)),  # D of a dense weight, contracted
+    "heads": Rule(split=(TENSOR,)),  # H * N, produced
+    "heads_in": Rule(split=(TENSOR,), stored=(FSDP, EXPERT)),  # H * N, contracted
+    "mlp": Rule(split=(TENSOR,)),  # F, produced
+    "mlp_in": Rule(split=(TENSOR,), stored=(FSDP, EXPERT)),  # F, contracted
+    "vocab": Rule(split=(TENSOR,)),  # V, produced
+    "vocab_in": Rule(stored=(FSDP, EXPERT)),  # V, looked up
+    "expert": Rule(split=(EXPERT,)),
+    "expert_embed": Rule(stored=(FSDP,)),  # D of an expert weight, contracted
+    "expert_mlp": Rule(split=(TENSOR,)),
+    "expert_mlp_in": Rule(split=(TENSOR,), stored=(FSDP,)),
+}
+
+Axes = tuple[str | None, ...]
+
+
+def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, init: Callable, dtype: Any = jnp.float32) -> nnx.Param:
+    """A parameter of the whole (unsharded) `shape`, one entry of `RULES` for each dimension in `axes`."""
+    if len(axes) != len(shape):
+        raise ValueError(f"shape {shape} has {len(shape)} dimensions and axes {axes} name {len(axes)}")
+    return nnx.Param(init(rngs.params(), shape, dtype), axes=axes)
+
+
+def gather(weight: nnx.Param, dtype: Any) -> Float[Array, "..."]:
+    """The part of `weight` that this device computes with, in `dtype`; inside `shard_map`.
+
+    One mesh axis at a time, the minor one first: XLA for TPU turns one gather over two axes into an all-reduce of a
+    padded buffer. An axis of one device is skipped, since XLA would keep a copy for it. The transpose sums gradients in
+    `dtype` by reduce-scatter.
+    """
+    value = weight[...].astype(dtype)
+    for dim, name in enumerate(weight.axes):
+        for axis in reversed(RULES[name].stored):
+            if lax.axis_size(axis) > 1:
+                value = lax.all_gather(value, axis, axis=dim, tiled=True)
+    return value
+
+
+def partition_spec(weight: nnx.Variable) -> PartitionSpec:
+    """How `weight` is stored on the mesh. Layers that are scanned stack their weights along leading, uncut dimensions."""
+    cuts = [RULES[name].split + RULES[name].stored for name in weight.axes]
+    stacked = len(weight.shape) - len(cuts)
+    return PartitionSpec(*[None] * stacked, *[cut or None for cut in cuts])
+
+
+def partition_specs(variables: nnx.State) -> PyTree:
+    """The specs of a whole state, as a nested dict of the shape of `nnx.to_pure_dict(variables)`."""
+    is_variable = lambda node: isinstance(node, nnx.Variable)
+    return nnx.to_pure_dict(jax.tree.map(partition_spec, variables, is_leaf=is_variable))
+
+
+def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
+    """NamedShardings of a tree of specs."""
+    is_spec = lambda node: isinstance(node, PartitionSpec)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)

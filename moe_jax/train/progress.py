@@ -1,0 +1,98 @@
+"""One line in the terminal that says how far a run is."""
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+REDRAW_SECONDS = 0.1  # at least this much time between two redraws
+AVERAGE_SECONDS = 60  # time constant of the moving average of speed; evaluations and checkpoints count as slow steps
+CLEAR_LINE = "\r\x1b[K"
+
+
+class Progress:
+    """A progress line rewritten in place. On a stream that is not a terminal only `note` writes anything.
+
+    Args:
+        total_steps: the step at which the run ends.
+        start_step: the step from which this process continues.
+        stream: where to write.
+        clock: seconds that only grow.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._total_steps = total_steps
+        self._stream = sys.stderr if stream is None else stream
+        self._terminal = self._stream.isatty()
+        self._clock = clock
+        self._line = ""
+        self._steps_per_second = 0.0  # 0: not known yet
+        self._drawn_step = start_step
+        self._drawn_at: float | None = None  # None: not yet, the first step compiles and tells nothing about speed
+
+    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """Shows that `step` steps of the run are done."""
+        now = self._clock()
+        soon = self._drawn_at is not None and now - self._drawn_at < REDRAW_SECONDS
+        if not self._terminal or (soon and step < self._total_steps):
+            return
+        self._measure(step, now)
+        left = duration((self._total_steps - step) / self._steps_per_second) if self._steps_per_second else "?"
+        self._line = (
+            f"step {step}/{self._total_steps}  {100 * step / max(self._total_steps, 1):.1f}%  loss {loss:.4f}  "
+            f"{quantity(tokens_per_second)} tokens/s  {left} left"
+        )
+        self._draw()
+
+    def note(self, text: str) -> None:
+        """Prints a line of its own above the progress line."""
+        self._stream.write(f"{CLEAR_LINE if self._line else ''}{text}\n")
+        self._draw()
+
+    def close(self) -> None:
+        """Leaves the last state in the terminal and ends its line."""
+        if self._line:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._line = ""
+
+    def _measure(self, step: int, now: float) -> None:
+        """Takes the speed since the last redraw into the moving average, weighted by the time it was kept up."""
+        steps = step - self._drawn_step
+        if self._drawn_at is not None and steps > 0 and now > self._drawn_at:
+            seconds = now - self._drawn_at
+            past = math.exp(-seconds / AVERAGE_SECONDS) if self._steps_per_second else 0.0
+            self._steps_per_second = past * self._steps_per_second + (1 - past) * steps / seconds
+        self._drawn_step, self._drawn_at = step, now
+
+    def _draw(self) -> None:
+        if self._line:  # cut, since a line that wraps cannot be rewritten
+            self._stream.write(CLEAR_LINE + self._line[: shutil.get_terminal_size().columns - 1])
+        self._stream.flush()
+
+
+def quantity(number: float) -> str:
+    """Three significant digits with a unit: 950, 12.3k, 4.56M."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= 0.9995 * size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """The two largest units: 42s, 3m05s, 2h14m, 1d03h."""
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d{hours:02}h"
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
