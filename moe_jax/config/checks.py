@@ -1,5 +1,4 @@
 """What a valid run satisfies, in the order a user would meet it. Each check names field, value and remedy."""
-import os
 from collections.abc import Callable, Iterable
 
 from moe_jax.config.schema import RunConfig
@@ -193,14 +192,3 @@ def _mesh(run: RunConfig) -> None:
         divides("mesh.expert", mesh.expert, "moe.num_experts", moe.num_experts)
         divides("mesh.tensor * mesh.fsdp", mesh.tensor * mesh.fsdp, "moe.d_ff", moe.d_ff)
 
-
-def check_workdir(path: str) -> None:
-    """Raises unless `path` can be created and written to."""
-    try:
-        os.makedirs(path, exist_ok=True)
-        probe = os.path.join(path, ".writable")
-        with open(probe, "w"):
-            pass
-        os.remove(probe)
-    except OSError as error:
-        raise Violation(f"--workdir={path} cannot be written ({error.strerror}): choose another directory") from None

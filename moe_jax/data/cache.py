@@ -27,16 +27,10 @@ def publish(folder: Path) -> Iterator[Path]:
         raise ValueError(f"data.cache_dir cannot be written ({error}): set it to a folder of yours") from None
     try:
         yield draft
-        with contextlib.suppress(FileExistsError):
-            _rename(draft, folder)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _rename(draft: Path, folder: Path) -> None:
-    try:
-        draft.rename(folder)
-    except OSError as error:  # POSIX lets a full folder be reported as "not empty" or as "exists"
-        if folder.is_dir():
-            raise FileExistsError(folder) from error
-        raise

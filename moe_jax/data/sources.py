@@ -9,7 +9,7 @@ import os
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from moe_jax.config.schema import DataConfig
 from moe_jax.data.archive import SourceArchive
@@ -28,6 +28,7 @@ class Reading(NamedTuple):
     sha256: str = ""  # of the archive, where the source is one
 
 
+@runtime_checkable
 class Source(Protocol):
     """A place that documents are read from."""
 
@@ -108,7 +109,7 @@ class JsonLines:
                 skipped += not text
                 if text:
                     name = f"{path.relative_to(root).as_posix()}:{number}"
-                    documents.append(Document(text, str(record.get("domain", path.stem)), name))
+                    documents.append(Document(text, str(record.get("domain") or path.stem), name))
         if not documents:
             raise ValueError(f"data.source={self.spec!r} holds no document: check the path and data.text_field")
         return Reading(documents, skipped)

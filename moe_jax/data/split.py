@@ -1,7 +1,7 @@
 """Which documents are held out, and which of the others are trained on: decided by a hash of their names."""
 import collections
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from moe_jax.data.documents import Document
@@ -14,7 +14,7 @@ class Split(NamedTuple):
     heldout: list[Document]
 
 
-def holdout_split(documents: Sequence[Document], fraction: float) -> Split:
+def holdout_split(documents: Sequence[Document], fraction: float | int) -> Split:
     """Holds out `fraction` of each domain's documents, those whose names hash lowest.
 
     Rounded to whole documents, but at least one of a domain with more than one, and never all; none if the fraction is
@@ -36,7 +36,7 @@ def holdout_split(documents: Sequence[Document], fraction: float) -> Split:
     )
 
 
-def sample(documents: Sequence[Document], max_bytes: float) -> list[Document]:
+def sample(documents: Sequence[Document], max_bytes: float | int) -> list[Document]:
     """The documents whose names hash lowest, until they make up `max_bytes`; the last one may exceed it.
 
     So a smaller sample is part of every larger one, and no sample is empty. `max_bytes` 0: all of them.
@@ -53,6 +53,6 @@ def sample(documents: Sequence[Document], max_bytes: float) -> list[Document]:
     return [document for document in documents if document.name in kept]
 
 
-def _ranked(names, purpose: str) -> list[str]:
+def _ranked(names: Iterable[str], purpose: str) -> list[str]:
     """Names by hash; another `purpose` gives an unrelated order."""
     return sorted(names, key=lambda name: hashlib.sha256(f"{purpose}:{name}".encode()).digest())

@@ -1,18 +1,22 @@
 """Text to token ids and back, with the bytes that each token stands for."""
-import dataclasses
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import tokenizers
+from absl import logging
 from jaxtyping import Int32, Integer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from moe_jax.data.cache import cache_key, publish
+
 BYTES = 256
-CHUNK = 1 << 22  # bytes of text encoded at once: what tokenizers allocates a token is ten times the token
+CHUNK = 1 << 22  # bytes of text encoded at once; the encodings take a multiple of that
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Ids 0 .. vocab_size-1. `end_of_document` is the last of them, and no text encodes to it."""
 
@@ -116,15 +120,25 @@ def _chunks(texts: Sequence[bytes]) -> Iterator[list[bytes]]:
     yield chunk
 
 
-@dataclasses.dataclass(frozen=True)
-class TokenizerChoice:
-    """One value of `data.tokenizer`: the smallest vocabulary it needs, and how to describe that."""
+def check_vocab_size(name: str, vocab_size: int) -> None:
+    """Raises ValueError for an unknown `data.tokenizer`, or where `model.vocab_size` has no room for its ids."""
+    if name not in ("bytes", "bpe"):
+        raise ValueError(f"data.tokenizer={name!r} is not a tokenizer: use bytes or bpe")
+    if vocab_size <= BYTES:
+        raise ValueError(
+            f"model.vocab_size={vocab_size} is smaller than the {BYTES + 1} ids of data.tokenizer={name!r} (256 bytes "
+            f"and the end of document): use at least {BYTES + 1}"
+        )
 
-    min_vocab_size: int
-    needs: str
 
-
-TOKENIZERS = {
-    "bytes": TokenizerChoice(BYTES + 1, "256 bytes and the end of document"),
-    "bpe": TokenizerChoice(BYTES + 1, "the 256 bytes it starts from and the end of document"),
-}
+def build_bpe(texts: Sequence[bytes], vocab_size: int, cache_dir: Path) -> str:
+    """`BPETokenizer.train`, or its result from `cache_dir` if it was trained on the same texts before."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text).digest())
+    folder = cache_dir / "bpe" / cache_key(tokenizers.__version__, digest.hexdigest(), vocab_size)
+    if not folder.is_dir():
+        logging.info("Training a BPE of %d tokens on %d documents", vocab_size, len(texts))
+        with publish(folder) as draft:
+            (draft / "tokenizer.json").write_text(BPETokenizer.train(texts, vocab_size), encoding="utf-8")
+    return (folder / "tokenizer.json").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from moe_jax.config.schema import ModelConfig
+from moe_jax.parallel.collectives import varying
 from moe_jax.parallel.mesh import TENSOR
 from moe_jax.parallel.sharding import gather, param
 
@@ -79,7 +80,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "B L D"], documents: Int[Array, "B L"] | None) -> Float[Array, "B L D"]:
         """Attends to earlier positions (of the same document, where `documents` numbers them)."""
         model = self.model
-        x = lax.pcast(x, TENSOR, to="varying")
+        x = varying(x, [TENSOR])
         q, k, v = (
             (x @ gather(weight, x.dtype)).reshape(*x.shape[:2], -1, model.head_dim) for weight in (self.q, self.k, self.v)
         )

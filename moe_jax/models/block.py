@@ -13,6 +13,7 @@ from moe_jax.models.attention import Attention
 from moe_jax.moe.feed_forward import FeedForward
 from moe_jax.moe.layer import EXCHANGED, MoELayer
 from moe_jax.moe.stats import RoutingSums
+from moe_jax.parallel.collectives import sum_over, varying
 from moe_jax.parallel.mesh import TENSOR
 from moe_jax.parallel.sharding import param
 
@@ -63,12 +64,12 @@ class Block(nnx.Module):
         self, x: Float[Array, "B L D"], context: Context, keys: Key[Array, "G"] | None, train: bool
     ) -> tuple[Float[Array, "B L D"], RoutingSums | None]:
         """`keys`: those of `context`, folded with this layer's index."""
-        x = x + lax.psum(self.attention(self.norm_attention(x), context.documents), TENSOR)
+        x = x + sum_over(self.attention(self.norm_attention(x), context.documents), [TENSOR])
         normed = self.norm_feed_forward(x)
         if self.is_moe:
             y, sums = self.moe(normed, context.valid, keys, train)
             return x + y, sums
-        return x + lax.psum(self.feed_forward(lax.pcast(normed, TENSOR, to="varying")), TENSOR), None
+        return x + sum_over(self.feed_forward(varying(normed, [TENSOR])), [TENSOR]), None
 
 
 class Segment(nnx.Module):

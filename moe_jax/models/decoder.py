@@ -10,6 +10,7 @@ from moe_jax.config.schema import RunConfig
 from moe_jax.models.block import Context, RMSNorm, Segment
 from moe_jax.models.loss import cross_entropy
 from moe_jax.moe.stats import RoutingSums
+from moe_jax.parallel.collectives import index_over
 from moe_jax.parallel.mesh import TENSOR, TOKEN_AXES
 from moe_jax.parallel.sharding import gather, param
 
@@ -74,7 +75,7 @@ class Decoder(nnx.Module):
             return gather(self.head, dtype)
         table = gather(self.embedding, dtype)
         own = table.shape[0] // lax.axis_size(TENSOR)
-        return lax.dynamic_slice_in_dim(table, lax.axis_index(TENSOR) * own, own).T
+        return lax.dynamic_slice_in_dim(table, index_over([TENSOR]) * own, own).T
 
 
 def fan_in_init(scale: float) -> nnx.Initializer:
@@ -90,7 +91,7 @@ def fan_in_init(scale: float) -> nnx.Initializer:
 
 def _group_keys(key: Key[Array, ""], groups: int) -> Key[Array, "G"]:
     """A key for each of this device's groups, folded with the group's index in the whole batch."""
-    first = lax.axis_index(TOKEN_AXES) * groups
+    first = index_over(TOKEN_AXES) * groups
     return jax.vmap(lambda group: jax.random.fold_in(key, group))(first + jnp.arange(groups))
 
 

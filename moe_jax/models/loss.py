@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from moe_jax.parallel.collectives import index_over, max_over, sum_over, varying
 from moe_jax.parallel.mesh import TENSOR
 
 
@@ -19,16 +20,16 @@ def cross_entropy(
     `chunk` positions at a time, recomputed in the backward pass. `head` holds this device's part of the vocabulary, V
     cut over the mesh axis `tensor`; the softmax over all of V costs two sums of one float a position.
     """
-    x = lax.pcast(x, TENSOR, to="varying")
+    x = varying(x, [TENSOR])
     batch, length, _ = x.shape
 
     def one(args):
         x, targets, valid = args
         logits = (x @ head).astype(jnp.promote_types(x.dtype, jnp.float32))
-        own = targets[..., None] - lax.axis_index(TENSOR) * logits.shape[-1] == jnp.arange(logits.shape[-1])
-        highest = lax.pmax(jnp.max(lax.stop_gradient(logits), axis=-1), TENSOR)
-        total = lax.psum(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1), TENSOR)
-        target = lax.psum(jnp.sum(jnp.where(own, logits, 0), axis=-1), TENSOR)
+        own = targets[..., None] - index_over([TENSOR]) * logits.shape[-1] == jnp.arange(logits.shape[-1])
+        highest = max_over(jnp.max(lax.stop_gradient(logits), axis=-1), [TENSOR])
+        total = sum_over(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1), [TENSOR])
+        target = sum_over(jnp.sum(jnp.where(own, logits, 0), axis=-1), [TENSOR])
         return jnp.sum(jnp.where(valid, jnp.log(total) + highest - target, 0), axis=-1)
 
     if length <= chunk:

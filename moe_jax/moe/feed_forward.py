@@ -32,7 +32,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Applies the network to the last dimension."""
-        return _network(self, x, "...d,df->...f", "...f,fd->...d")
+        return _network(self, x)
 
 
 class Experts(nnx.Module):
@@ -50,14 +50,13 @@ class Experts(nnx.Module):
 
     def __call__(self, buffers: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
         """Applies expert e to the rows of buffers[:, e]; partial sums over `tensor`, as in `FeedForward`."""
-        return _network(self, buffers, "gecd,edf->gecf", "gecf,efd->gecd")
+        groups, experts, slots, size = buffers.shape
+        rows = buffers.swapaxes(0, 1).reshape(experts, groups * slots, size)
+        return _network(self, rows).reshape(experts, groups, slots, size).swapaxes(0, 1)
 
 
-def _network(weights: FeedForward | Experts, x: Array, into: str, back: str) -> Array:
+def _network(weights: FeedForward | Experts, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     activate = ACTIVATIONS[weights.activation]
-    up = jnp.einsum(into, x, gather(weights.up, x.dtype))
-    if weights.activation in GATED:
-        hidden = activate(jnp.einsum(into, x, gather(weights.gate, x.dtype))) * up
-    else:
-        hidden = activate(up)
-    return jnp.einsum(back, hidden, gather(weights.down, x.dtype))
+    up = x @ gather(weights.up, x.dtype)
+    hidden = activate(x @ gather(weights.gate, x.dtype)) * up if weights.activation in GATED else activate(up)
+    return hidden @ gather(weights.down, x.dtype)

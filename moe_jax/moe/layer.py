@@ -1,7 +1,6 @@
 """The MoE layer: the way of a token through router, plan, dispatch, exchange, experts, exchange and combine."""
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Key
 
@@ -12,6 +11,7 @@ from moe_jax.moe.feed_forward import Experts, FeedForward
 from moe_jax.moe.plan import make_plan
 from moe_jax.moe.router import ROUTERS
 from moe_jax.moe.stats import RoutingSums, routing_sums
+from moe_jax.parallel.collectives import sum_over, varying
 from moe_jax.parallel.exchange import from_experts, to_experts
 from moe_jax.parallel.mesh import TENSOR
 
@@ -47,7 +47,7 @@ class MoELayer(nnx.Module):
 
         # From here to the sum over `tensor` every device of that axis works on its part of F. Said of the tokens, here,
         # the backward pass sums their gradients over the axis; said later, it would sum those of the larger buffers.
-        groups = lax.pcast(groups, TENSOR, to="varying")
+        groups = varying(groups, [TENSOR])
         dispatcher = DISPATCHERS[moe.dispatcher]
         buffers = dispatcher.dispatch(groups, plan).reshape(groups.shape[0], moe.num_experts, slots, -1)
         buffers = checkpoint_name(to_experts(buffers), DISPATCHED)
@@ -55,4 +55,4 @@ class MoELayer(nnx.Module):
         y = dispatcher.combine(out.reshape(groups.shape[0], moe.num_experts * slots, -1), routing.gate, plan)
         if self.shared is not None:
             y = y + self.shared(groups)
-        return lax.psum(y, TENSOR).reshape(x.shape), routing_sums(routing, plan)
+        return sum_over(y, [TENSOR]).reshape(x.shape), routing_sums(routing, plan)

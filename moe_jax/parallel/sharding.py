@@ -4,16 +4,16 @@ A parameter's shape, logical axes and initialiser are declared together (`param`
 axis, over which mesh axes it is cut; `gather` brings back the part that is only cut for storage (fully sharded data
 parallelism) and leaves the part over which the computation itself is split (expert and tensor parallelism).
 """
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
+from moe_jax.parallel.collectives import all_gather
 from moe_jax.parallel.mesh import EXPERT, FSDP, TENSOR
 
 
@@ -54,29 +54,30 @@ def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, init: Callable, dt
 def gather(weight: nnx.Param, dtype: Any) -> Float[Array, "..."]:
     """The part of `weight` that this device computes with, in `dtype`; inside `shard_map`.
 
-    One mesh axis at a time, the minor one first: XLA for TPU turns one gather over two axes into an all-reduce of a
-    padded buffer. An axis of one device is skipped, since XLA would keep a copy for it. The transpose sums gradients in
-    `dtype` by reduce-scatter.
+    The transpose sums gradients in `dtype`, by reduce-scatter.
     """
     value = weight[...].astype(dtype)
     for dim, name in enumerate(weight.axes):
-        for axis in reversed(RULES[name].stored):
-            if lax.axis_size(axis) > 1:
-                value = lax.all_gather(value, axis, axis=dim, tiled=True)
+        value = all_gather(value, RULES[name].stored, dim)
     return value
 
 
-def partition_spec(weight: nnx.Variable) -> PartitionSpec:
+def spec_of(mesh: Mesh, *cuts: Sequence[str]) -> PartitionSpec:
+    """Dimension i is cut over the mesh axes `cuts[i]`, those of one device left out."""
+    live = [tuple(axis for axis in cut if mesh.shape[axis] > 1) for cut in cuts]
+    return PartitionSpec(*[cut or None for cut in live])
+
+
+def weight_spec(mesh: Mesh, weight: nnx.Variable) -> PartitionSpec:
     """How `weight` is stored on the mesh. Layers that are scanned stack their weights along leading, uncut dimensions."""
     cuts = [RULES[name].split + RULES[name].stored for name in weight.axes]
-    stacked = len(weight.shape) - len(cuts)
-    return PartitionSpec(*[None] * stacked, *[cut or None for cut in cuts])
+    return spec_of(mesh, *[()] * (len(weight.shape) - len(cuts)), *cuts)
 
 
-def partition_specs(variables: nnx.State) -> PyTree:
-    """The specs of a whole state, as a nested dict of the shape of `nnx.to_pure_dict(variables)`."""
+def weight_specs(mesh: Mesh, weights: nnx.State) -> PyTree:
+    """The specs of a whole state, as a nested dict of the shape of `nnx.to_pure_dict(weights)`."""
     is_variable = lambda node: isinstance(node, nnx.Variable)
-    return nnx.to_pure_dict(jax.tree.map(partition_spec, variables, is_leaf=is_variable))
+    return nnx.to_pure_dict(jax.tree.map(lambda weight: weight_spec(mesh, weight), weights, is_leaf=is_variable))
 
 
 def shardings(mesh: Mesh, specs: PyTree) -> PyTree:

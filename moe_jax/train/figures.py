@@ -1,4 +1,5 @@
 """Pictures of a training run, as pixels for `MetricsWriter.image`."""
+import jax
 import numpy as np
 from jaxtyping import Real, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -7,9 +8,10 @@ from matplotlib.figure import Figure
 
 DOTS_PER_INCH = 100
 MAX_CELLS_WITH_NUMBERS = 128
+DARKEST_LOAD = 3.0  # from here on the colour stays the same; fixed, so that the images of a run compare
 
 
-def expert_load_image(load: Real[np.ndarray, "M E"]) -> UInt8[np.ndarray, "height width 3"]:
+def expert_load_image(load: Real[np.ndarray | jax.Array, "M E"]) -> UInt8[np.ndarray, "height width 3"]:
     """A heat map of the experts' load: MoE layers down, experts across; white is balanced, red above, blue below.
 
     Args:
@@ -26,11 +28,11 @@ def expert_load_image(load: Real[np.ndarray, "M E"]) -> UInt8[np.ndarray, "heigh
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot(xlabel="expert", ylabel="MoE layer", title="expert load (1 = balanced)")
-    norm = TwoSlopeNorm(vcenter=1, vmin=0, vmax=max(2, load.max()))
+    norm = TwoSlopeNorm(vcenter=1, vmin=0, vmax=DARKEST_LOAD)
     heat = axes.imshow(load, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
     axes.set_xticks(_ticks(experts))
     axes.set_yticks(_ticks(layers))
-    figure.colorbar(heat, ax=axes, ticks=[0, 1, norm.vmax], format="%.3g")
+    figure.colorbar(heat, ax=axes, ticks=[0, 1, 2, 3], extend="max")
     if load.size <= MAX_CELLS_WITH_NUMBERS:
         _write_numbers(axes, load, heat)
     canvas.draw()

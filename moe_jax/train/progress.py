@@ -1,10 +1,11 @@
 """One line in the terminal that says how far a run is."""
+import io
 import math
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import SupportsFloat
 
 REDRAW_SECONDS = 0.1  # at least this much time between two redraws
 AVERAGE_SECONDS = 60  # time constant of the moving average of speed; evaluations and checkpoints count as slow steps
@@ -17,7 +18,7 @@ class Progress:
     Args:
         total_steps: the step at which the run ends.
         start_step: the step from which this process continues.
-        stream: where to write.
+        stream: where to write; standard error if not given.
         clock: seconds that only grow.
     """
 
@@ -25,7 +26,7 @@ class Progress:
         self,
         total_steps: int,
         start_step: int,
-        stream: TextIO | None = None,
+        stream: io.TextIOBase | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total_steps = total_steps
@@ -37,7 +38,7 @@ class Progress:
         self._drawn_step = start_step
         self._drawn_at: float | None = None  # None: not yet, the first step compiles and tells nothing about speed
 
-    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
+    def update(self, step: int, loss: SupportsFloat, tokens_per_second: SupportsFloat) -> None:
         """Shows that `step` steps of the run are done."""
         now = self._clock()
         soon = self._drawn_at is not None and now - self._drawn_at < REDRAW_SECONDS
@@ -46,8 +47,8 @@ class Progress:
         self._measure(step, now)
         left = duration((self._total_steps - step) / self._steps_per_second) if self._steps_per_second else "?"
         self._line = (
-            f"step {step}/{self._total_steps}  {100 * step / max(self._total_steps, 1):.1f}%  loss {loss:.4f}  "
-            f"{quantity(tokens_per_second)} tokens/s  {left} left"
+            f"step {step}/{self._total_steps}  {100 * step / max(self._total_steps, 1):.1f}%  loss {float(loss):.4f}  "
+            f"{quantity(float(tokens_per_second))} tokens/s  {left} left"
         )
         self._draw()
 
@@ -86,7 +87,7 @@ def quantity(number: float) -> str:
     return f"{number:.3g}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """The two largest units: 42s, 3m05s, 2h14m, 1d03h."""
     minutes, seconds = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)

@@ -34,7 +34,7 @@ def test_each_layer_is_scaled_to_a_mean_of_one():
 
 
 def test_overloaded_experts_are_red_and_idle_ones_blue():
-    found = colours(expert_load_image(np.array([[0.0, 2.0]])))
+    found = colours(expert_load_image(np.array([[0.0, 0.0, 3.0]])))
     assert any(red > blue + 50 for red, _, blue in found)
     assert any(blue > red + 50 for red, _, blue in found)
 

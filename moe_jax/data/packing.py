@@ -1,0 +1,136 @@
+"""Documents -> one stream of tokens -> rows of `sequence_length` inputs and targets.
+
+A stream is an end-of-document token, then each document followed by one:
+
+    e a a a e b b e ...          row i covers stream[i*L : i*L + L + 1]
+
+so that every token of every document is a target exactly once, the first one too. The stream exists only on paper: the
+cache holds the documents' tokens in a fixed order, memory-mapped, and a row gathers its few pieces. So neither another
+seed nor another sequence length tokenizes anything again.
+"""
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64, Integer
+
+from moe_jax.data.tokenizers import compact_dtype
+
+
+class Row(NamedTuple):
+    """One sequence. Position j has the token inputs[j] and is to predict targets[j]."""
+
+    inputs: Int32[np.ndarray, " L"]
+    targets: Int32[np.ndarray, " L"]
+    segments: Int32[np.ndarray, " L"]  # which of the row's documents the target belongs to, from 1; 0: padding
+    domain: int  # of the document that the first target belongs to
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenizedDocuments:
+    """Documents one after another, each followed by an end-of-document token; document d is starts[d] : starts[d+1]."""
+
+    domains: Int32[np.ndarray, " documents"]
+    starts: Int64[np.ndarray, " documents+1"]
+    tokens: Integer[np.ndarray, " tokens"]
+    end_of_document: int
+
+    @classmethod
+    def join(
+        cls, encoded: Iterable[Integer[np.ndarray, " _"]], domains: Sequence[int], end_of_document: int
+    ) -> "TokenizedDocuments":
+        """From the ids and the domain of each document. The ids' type is uint16 where end_of_document fits."""
+        dtype = compact_dtype(end_of_document + 1)
+        end = np.array([end_of_document], dtype)
+        documents = [np.concatenate([ids, end], dtype=dtype, casting="same_kind") for ids in encoded]
+        starts = np.cumsum([0, *map(len, documents)], dtype=np.int64)
+        tokens = np.concatenate(documents) if documents else np.empty(0, dtype)
+        return cls(np.array(domains, np.int32), starts, tokens, end_of_document)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Writes three arrays into `folder`."""
+        for field in ("domains", "starts", "tokens"):
+            np.save(folder / f"{name}.{field}.npy", getattr(self, field))
+
+    @classmethod
+    def load(cls, folder: Path, name: str, end_of_document: int) -> "TokenizedDocuments":
+        """The opposite of `save`; the tokens stay on disk until they are touched."""
+        domains, starts = (np.load(folder / f"{name}.{field}.npy") for field in ("domains", "starts"))
+        tokens = np.load(folder / f"{name}.tokens.npy", mmap_mode="r" if starts[-1] else None)
+        return cls(domains, starts, tokens, end_of_document)
+
+    def digest(self) -> str:
+        """SHA-256, in hex, of all three arrays."""
+        digest = hashlib.sha256()
+        for array in (self.domains, self.starts, self.tokens):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
+
+
+class Rows:
+    """The rows of a stream of documents in a given order, by index."""
+
+    def __init__(
+        self,
+        documents: TokenizedDocuments,
+        order: Integer[np.ndarray, " documents"],
+        sequence_length: int,
+        keep_last: bool,
+    ):
+        """A last row that is not full is padded if `keep_last`, or if there is no other row; else it is dropped."""
+        self._documents = documents
+        self._order = order
+        self.sequence_length = sequence_length
+        # Stream positions; the leading end-of-document token is at 0.
+        self._starts = 1 + np.cumsum([0, *np.diff(documents.starts)[order]], dtype=np.int64)
+        targets = int(documents.starts[-1])
+        whole, rest = divmod(targets, sequence_length)
+        self._rows = whole + bool(rest and (keep_last or not whole))
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < self._rows:
+            raise IndexError(f"row {index} of {self._rows}")
+        length, end = self.sequence_length, self._documents.end_of_document
+        window = np.full(length + 1, end, np.int32)
+        stream = self._read(index * length, index * length + length + 1)
+        window[: len(stream)] = stream
+        inputs, targets = window[:-1], window[1:]
+        # An end-of-document input predicts the next document's first token, so it counts to that document.
+        segments = np.cumsum(inputs == end, dtype=np.int32) + np.int32(inputs[0] != end)
+        segments[len(stream) - 1 :] = 0
+        return Row(inputs, targets, segments, int(self._documents.domains[self._order[self._find(index * length + 1)]]))
+
+    def _find(self, position: int) -> int:
+        """Which document, counted in stream order, the token at a stream position belongs to."""
+        return int(np.searchsorted(self._starts, position, side="right")) - 1
+
+    def _read(self, start: int, stop: int) -> Integer[np.ndarray, " tokens"]:
+        """stream[start:stop], cut off at the end of the stream."""
+        tokens, end = self._documents.tokens, self._documents.end_of_document
+        pieces = [np.array([end], tokens.dtype)] if start == 0 else []
+        position, stop = max(start, 1), min(stop, int(self._starts[-1]))
+        k = self._find(position)
+        while position < stop:
+            until = min(stop, int(self._starts[k + 1]))
+            offset = int(self._documents.starts[self._order[k]] - self._starts[k])
+            pieces.append(tokens[offset + position : offset + until])
+            position, k = until, k + 1
+        return np.concatenate(pieces)
+
+
+def training_rows(documents: TokenizedDocuments, sequence_length: int, seed: tuple[int, ...]) -> Rows:
+    """Rows of the documents in an order drawn from `seed` (non-negative, below 2**32)."""
+    # RandomState, not Generator: NumPy promises that its stream never changes.
+    order = np.random.RandomState(seed).permutation(len(documents.domains))
+    return Rows(documents, order, sequence_length, keep_last=False)
+
+
+def heldout_rows(documents: TokenizedDocuments, sequence_length: int) -> Rows:
+    """Rows of the documents as they come: every token is a target once, in the last row as well."""
+    return Rows(documents, np.arange(len(documents.domains)), sequence_length, keep_last=True)

@@ -1,0 +1,85 @@
+"""Batches: an endless, shuffled, resumable iterator for training, and a fixed sequence for evaluation."""
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from jaxtyping import Int32
+
+from moe_jax.config.schema import DataConfig
+from moe_jax.data.corpus import Corpus
+from moe_jax.data.packing import Row
+
+THREADS = 4  # that gather rows; they hold the interpreter most of the time, so more would not help
+PREFETCH = 16  # batches
+
+
+class Batch(NamedTuple):
+    """Sequences of one step; see `Row`. The loss counts the positions with segments > 0."""
+
+    inputs: Int32[np.ndarray, "B L"]
+    targets: Int32[np.ndarray, "B L"]
+    segments: Int32[np.ndarray, "B L"]  # the row's document, from 1; 0: padding
+    domain: Int32[np.ndarray, " B"]  # index into corpus.domains; of a training row, that of its first target
+
+
+def train_iterator(
+    corpus: Corpus, config: DataConfig, seed: int, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator:
+    """Endless `Batch`es of this process's batch_size / process_count rows, the same for the same seed.
+
+    Each epoch of a source has its rows in another order. Several sources are mixed row by row in the proportions of
+    `config.weights`, or of their sizes. Global batch b is rows b*B .. (b+1)*B of the mixture whatever the number of
+    processes, and process p holds rows p*B/P .. (p+1)*B/P of it. The iterator's state is its position: save and restore
+    it with `grain.checkpoint`. Raises ValueError where the batch does not divide over the processes.
+    """
+    rows_here = _rows_per_process(config.batch_size, process_count)
+    sources = [
+        grain.MapDataset.source(rows).seed((seed + i) % 2**32).shuffle().repeat()
+        for i, rows in enumerate(corpus.train_rows)
+    ]
+    weights = config.weights or tuple(map(len, corpus.train_rows))
+    mixture = grain.MapDataset.mix(sources, weights) if len(sources) > 1 else sources[0]
+    # Batched before it is sliced, so that a process has neighbouring rows and not every P-th one. Nothing remains of an
+    # endless mixture; but where Grain keeps the remainder, it rounds the length up, past the largest one there is.
+    batches = mixture.batch(rows_here, drop_remainder=True, batch_fn=stack_rows)[process_index::process_count]
+    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCH)))
+
+
+def heldout_batches(
+    corpus: Corpus, batch_size: int, batches: int = 0, process_index: int = 0, process_count: int = 1
+) -> Iterator[Batch]:
+    """The first `batches` batches (0: all) of the held-out rows, in an order that never changes and mixes the domains.
+
+    Every row comes once. The last batch is filled up with rows of padding, whose segments are 0. Each process gets its
+    part of each batch, as in `train_iterator`.
+    """
+    rows_here = _rows_per_process(batch_size, process_count)
+    index = [(domain, i) for domain, rows in enumerate(corpus.heldout_rows) for i in range(len(rows))]
+    # RandomState, not Generator: NumPy promises that its stream never changes.
+    order = np.random.RandomState(0).permutation(len(index))
+    total = -(-len(index) // batch_size)
+    for batch in range(min(batches, total) if batches else total):
+        start = batch * batch_size + process_index * rows_here
+        chosen = [index[k] for k in order[start : start + rows_here]]
+        rows = [corpus.heldout_rows[domain][i] for domain, i in chosen]
+        yield stack_rows(rows + [_padding(corpus)] * (rows_here - len(rows)))
+
+
+def stack_rows(rows: Sequence[Row]) -> Batch:
+    """[B] rows -> one batch."""
+    inputs, targets, segments, domain = zip(*rows, strict=True)
+    return Batch(np.stack(inputs), np.stack(targets), np.stack(segments), np.array(domain, np.int32))
+
+
+def _padding(corpus: Corpus) -> Row:
+    tokens = np.full(corpus.train_rows[0].sequence_length, corpus.tokenizer.end_of_document, np.int32)
+    return Row(tokens, tokens, np.zeros_like(tokens), 0)
+
+
+def _rows_per_process(batch_size: int, process_count: int) -> int:
+    if batch_size % process_count:
+        raise ValueError(
+            f"data.batch_size={batch_size} does not divide over {process_count} processes: use a multiple of it"
+        )
+    return batch_size // process_count

@@ -1,0 +1,53 @@
+"""Collectives over mesh axes, inside `shard_map`. Axes of one device are left out.
+
+XLA does not remove a collective of one participant everywhere (on CPU each is a copy: of every gradient, for instance),
+and a value that never met an axis needs no sum over it. So one device runs the same code and pays for none of it.
+"""
+from collections.abc import Sequence
+
+from jax import lax
+from jaxtyping import Array, Int, PyTree
+
+
+def live(axes: Sequence[str]) -> tuple[str, ...]:
+    """Those of `axes` along which there is more than one device."""
+    return tuple(axis for axis in axes if lax.axis_size(axis) > 1)
+
+
+def sum_over(tree: PyTree, axes: Sequence[str]) -> PyTree:
+    """Sums every array of `tree` over the devices along `axes`, in one collective where XLA can."""
+    return lax.psum(tree, live(axes)) if live(axes) else tree
+
+
+def max_over(x: Array, axes: Sequence[str]) -> Array:
+    """The maximum over the devices along `axes`."""
+    return lax.pmax(x, live(axes)) if live(axes) else x
+
+
+def varying(x: Array, axes: Sequence[str]) -> Array:
+    """Marks `x`, equal on all devices along `axes`, as the place where their computations part.
+
+    The gradient of what follows is summed over `axes` here.
+    """
+    return lax.pcast(x, live(axes), to="varying") if live(axes) else x
+
+
+def index_over(axes: Sequence[str]) -> Int[Array, ""] | int:
+    """This device's place along `axes`, the last axis minor."""
+    return lax.axis_index(live(axes)) if live(axes) else 0
+
+
+def all_gather(x: Array, axes: Sequence[str], dim: int) -> Array:
+    """Joins pieces of dimension `dim`, cut over `axes` major first; the transpose is a reduce-scatter.
+
+    One axis at a time, the minor one first: XLA for TPU turns a gather over two axes into an all-reduce of a padded
+    buffer.
+    """
+    for axis in reversed(live(axes)):
+        x = lax.all_gather(x, axis, axis=dim, tiled=True)
+    return x
+
+
+def all_to_all(x: Array, axis: str, split: int, concat: int) -> Array:
+    """Cuts dimension `split` into a piece for each device along `axis` and joins the received ones along `concat`."""
+    return lax.all_to_all(x, axis, split, concat, tiled=True) if live([axis]) else x

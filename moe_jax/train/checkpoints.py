@@ -1,0 +1,76 @@
+"""Checkpoints: the whole state of a run and the position in its data, written asynchronously by Orbax."""
+from pathlib import Path
+
+import grain
+import orbax.checkpoint as ocp
+from absl import logging
+
+from moe_jax.config.schema import CheckpointConfig
+from moe_jax.train.state import TrainState
+
+args = ocp.args
+
+
+class Checkpoints:
+    """WORKDIR/checkpoints/STEP/{state,data}. A context manager: leaving it waits for what is still being written."""
+
+    def __init__(self, workdir: Path, config: CheckpointConfig | None = None):
+        """Without a `config`: for reading only."""
+        self._directory = workdir.absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=config.keep if config else None, create=config is not None, read_only=config is None
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "data"))
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest step on disk."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, data: grain.DatasetIterator) -> None:
+        """Starts writing the state after `state.step` steps; nothing if that step is on disk already."""
+        step = int(state.step)
+        if step == self.latest_step():
+            return
+        self._manager.save(
+            step, args=args.Composite(state=args.StandardSave(state._asdict()), data=grain.checkpoint.CheckpointSave(data))
+        )
+
+    def restore(self, abstract: TrainState, data: grain.DatasetIterator | None = None) -> TrainState | None:
+        """The newest state that can be read, in the shardings of `abstract`; `data` is moved to its position.
+
+        A checkpoint that cannot be read is set aside (STEP.damaged) and the one before it is tried. None: there is no
+        checkpoint at all. Raises ValueError when there are checkpoints and none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return self._restore_step(step, abstract, data)
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                logging.warning("Checkpoint %d in %s cannot be read (%s); trying the one before", step, self._directory, reason)
+                self._set_aside(step)
+        if steps:
+            raise ValueError(
+                f"none of the checkpoints {steps} in {self._directory} can be read: they are kept as STEP.damaged; choose "
+                "another --workdir to start over"
+            )
+        return None
+
+    def _restore_step(self, step: int, abstract: TrainState, data: grain.DatasetIterator | None) -> TrainState:
+        items = {"state": args.StandardRestore(abstract._asdict())}
+        if data is not None:
+            items["data"] = grain.checkpoint.CheckpointRestore(data)
+        restored = self._manager.restore(step, args=args.Composite(**items))
+        return TrainState(**restored["state"])
+
+    def _set_aside(self, step: int) -> None:
+        damaged = self._directory / str(step)
+        damaged.rename(damaged.with_name(f"{step}.damaged"))
+        self._manager.reload()

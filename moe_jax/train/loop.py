@@ -1,0 +1,160 @@
+"""The training loop: resume, step, measure, evaluate, checkpoint, stop when asked."""
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from absl import logging
+
+from moe_jax.config.counting import count
+from moe_jax.config.describe import describe, markdown, warn
+from moe_jax.config.schema import RunConfig, identity
+from moe_jax.data import train_iterator
+from moe_jax.train import report, workdir
+from moe_jax.train.checkpoints import Checkpoints
+from moe_jax.train.clock import Clock
+from moe_jax.train.evaluation import Evaluation
+from moe_jax.train.hardware import peak_flops
+from moe_jax.train.metrics import MetricsWriter
+from moe_jax.train.progress import Progress
+from moe_jax.train.setup import Setup, set_up
+from moe_jax.train.signals import StopRequest
+from moe_jax.train.state import TrainState, init_state, num_params
+
+
+def train(run: RunConfig, directory: Path) -> int:
+    """Trains `run` in `directory`, from its newest checkpoint where it has one, and writes summary.json at the end.
+
+    Returns the exit code: 0, or 128 + the number of the signal (Ctrl-C, SIGTERM) that ended it early, with a checkpoint.
+    Raises ConfigError or ValueError, one line each, for what cannot run.
+    """
+    workdir.claim(directory, run)
+    warn(run)
+    for line in describe(run):
+        logging.info(line)
+    setup = set_up(run)
+    assert num_params(setup.model) == count(run).total_params
+    data = train_iterator(setup.corpus, run.data, run.seed, jax.process_index(), jax.process_count())
+    with StopRequest() as stop, Checkpoints(directory, run.checkpoint) as checkpoints:
+        state = checkpoints.restore(setup.abstract, data)
+        resumed = state is not None
+        state = state if resumed else init_state(run, setup.abstract, setup.optimizer)
+        first = int(state.step)
+        if resumed:
+            logging.info("Resumed at step %d", first)
+        with MetricsWriter(directory, first) as writer:
+            writer.hparams(report.hparams(identity(run)), report.HPARAMS_METRICS)
+            writer.text(first, "config", markdown(run))
+            _Loop(setup, state, data, checkpoints, writer, stop, directory).run_to_end()
+    if stop.signal:
+        logging.warning("Stopped by signal %d; the same command continues", stop.signal)
+    return stop.exit_code
+
+
+class _Loop:
+    """One life of a run, from its first step here to its last."""
+
+    def __init__(
+        self, setup: Setup, state: TrainState, data: grain.DatasetIterator, checkpoints: Checkpoints, writer: MetricsWriter,
+        stop: StopRequest, directory: Path,
+    ):
+        self.setup, self.run, self.state, self.data = setup, setup.run, state, data
+        self.checkpoints, self.writer, self.stop, self.directory = checkpoints, writer, stop, directory
+        self.train_step = setup.compile_train_step()
+        self.eval_step = setup.compile_eval_step()
+        self.step = int(state.step)
+        self.progress = Progress(self.run.train.steps, self.step)
+        self.clock = Clock(self.run.data.batch_size * self.run.data.sequence_length, self.step)
+        self.last: dict[str, float] = {}
+
+    def run_to_end(self) -> None:
+        run = self.run
+        try:
+            while self.step < run.train.steps and not self.stop.signal:
+                self._one_step()
+            self._checkpoint()
+            if not self.stop.signal:
+                self._finish()
+        except BaseException:
+            self.writer.finish("failure", {})
+            raise
+        finally:
+            self.progress.close()
+
+    def _one_step(self) -> None:
+        run = self.run
+        self._profile()
+        batch = self.setup.place(next(self.data))
+        self.state, metrics = self.train_step(self.state, batch)
+        self.step += 1
+        last = self.step == run.train.steps
+        if self.step % run.log.every == 0 or last:
+            self._log(jax.device_get(metrics), pictures=last or _due(self.step, run.eval.every))
+        if _due(self.step, run.eval.every) and not last:
+            self._evaluate(run.eval.batches)
+        if self.step % run.checkpoint.every == 0:
+            self._checkpoint()
+
+    def _log(self, metrics: Any, pictures: bool) -> None:
+        rate = self.clock.lap(self.step)
+        self.last = report.scalars(metrics)
+        speed = {"train/tokens_per_second": rate, "train/step_seconds": self.clock.tokens_per_step / rate}
+        peak = peak_flops(jax.devices()[0].device_kind)
+        if peak is not None:
+            speed["train/model_flops_utilisation"] = (
+                rate * count(self.run).flops_per_token / (peak * self.setup.mesh.size)
+            )
+        self.writer.scalars(self.step, self.last | speed)
+        if pictures:
+            report.write_pictures(self.writer, self.step, metrics)
+        self.progress.update(self.step, self.last["train/loss"], rate)
+        logging.log_every_n_seconds(
+            logging.INFO, "step %d/%d, loss %.4f, %.0f tokens/s", 30, self.step, self.run.train.steps, self.last["train/loss"],
+            rate,
+        )
+
+    def _evaluate(self, batches: int) -> Evaluation:
+        with self.clock.paused(self.state):
+            evaluation = self.setup.evaluate(self.eval_step, self.state.params, batches)
+        self.writer.scalars(self.step, evaluation.as_metrics())
+        self.progress.note(
+            f"step {self.step}: held-out loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte"
+        )
+        return evaluation
+
+    def _checkpoint(self) -> None:
+        with self.clock.paused(self.state):
+            self.checkpoints.save(self.state, self.data)
+
+    def _finish(self) -> None:
+        evaluation = self._evaluate(self.run.eval.batches)
+        totals = report.Totals(
+            self.step, self.clock.tokens_per_second(), self.clock.seconds, self.setup.corpus.sha256
+        )
+        result = report.summary(self.run, totals, self.last, evaluation)
+        self.writer.finish("success", {name: result[name] or 0.0 for name in report.HPARAMS_METRICS})
+        if jax.process_index() == 0:
+            _write_json(self.directory / "summary.json", result)
+
+    def _profile(self) -> None:
+        """Traces the steps that train.profile asks for into WORKDIR/profile."""
+        if not self.run.train.profile:
+            return
+        first, steps = self.run.train.profile
+        if self.step == first:
+            jax.profiler.start_trace(str(self.directory / "profile"))
+        elif self.step == first + steps:
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    draft = path.with_name(f"{path.name}.partial")
+    draft.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(draft, path)

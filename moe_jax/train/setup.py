@@ -1,0 +1,80 @@
+"""Everything a run stands on, built once and in order: mesh, corpus, model, optimiser, compiled steps."""
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from moe_jax.config.schema import RunConfig
+from moe_jax.data import Batch, Corpus, heldout_batches, load_corpus
+from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
+from moe_jax.parallel.sharding import spec_of
+from moe_jax.train.evaluation import Evaluation, evaluate
+from moe_jax.train.optimizer import make_optimizer
+from moe_jax.train.state import Model, TrainState, abstract_state, build_model
+from moe_jax.train.step import EvalSums, StepMetrics, make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run before its first step."""
+
+    run: RunConfig
+    mesh: Mesh
+    corpus: Corpus
+    model: Model
+    optimizer: optax.GradientTransformation
+    abstract: TrainState
+
+    def place(self, batch: Batch) -> Batch:
+        """This process's sequences as part of the global batch on the mesh."""
+        tokens = NamedSharding(self.mesh, spec_of(self.mesh, TOKEN_AXES))
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(tokens, x), batch)
+
+    def abstract_batch(self) -> Batch:
+        """Shapes and shardings of a global batch."""
+        size, length = self.run.data.batch_size, self.run.data.sequence_length
+        tokens = NamedSharding(self.mesh, spec_of(self.mesh, TOKEN_AXES))
+        shape = lambda *dims: jax.ShapeDtypeStruct(dims, np.int32, sharding=tokens)
+        return Batch(shape(size, length), shape(size, length), shape(size, length), shape(size))
+
+    def compile_train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+        """The training step for this mesh, compiled ahead of its first call; it donates the state."""
+        step = make_train_step(self.run, self.mesh, self.model, self.optimizer)
+        placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+        outputs = placed, NamedSharding(self.mesh, PartitionSpec())
+        start = time.perf_counter()
+        compiled = jax.jit(step, donate_argnums=0, out_shardings=outputs).lower(self.abstract, self.abstract_batch()).compile()
+        logging.info("Compiled the training step in %.1f s", time.perf_counter() - start)
+        return compiled
+
+    def compile_eval_step(self) -> Callable[[TrainState, Batch], EvalSums]:
+        """The evaluation step, compiled at its first call."""
+        return jax.jit(
+            make_eval_step(self.run, self.mesh, self.model, len(self.corpus.domains), self.corpus.tokenizer.bytes_per_token)
+        )
+
+    def evaluate(self, eval_step: Callable, params, batches: int) -> Evaluation:
+        """Held-out loss over the first `batches` held-out batches (0: all)."""
+        return evaluate(eval_step, params, self._heldout(batches), self.corpus.domains)
+
+    def _heldout(self, batches: int) -> Iterator[Batch]:
+        size = self.run.data.batch_size
+        for batch in heldout_batches(self.corpus, size, batches, jax.process_index(), jax.process_count()):
+            yield self.place(batch)
+
+
+def set_up(run: RunConfig) -> Setup:
+    """Builds what `run` describes; nothing is compiled or allocated on devices yet.
+
+    Raises ValueError (one line) for data that cannot be read.
+    """
+    corpus = load_corpus(run.data, run.model.vocab_size, run.seed)
+    mesh = make_mesh(run.mesh)
+    model = build_model(run, mesh)
+    optimizer = make_optimizer(run.train, model.decayed)
+    return Setup(run, mesh, corpus, model, optimizer, abstract_state(model, optimizer, mesh))

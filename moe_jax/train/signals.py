@@ -1,0 +1,33 @@
+"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+import signal
+from types import FrameType
+
+
+class StopRequest:
+    """Context manager: `signal` is the number of the first SIGINT or SIGTERM received, else None.
+
+    A second Ctrl-C is not held back: it raises KeyboardInterrupt at once.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.signal: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell expects of a program that a signal ended: 128 + its number; 0 without one."""
+        return 128 + self.signal if self.signal else 0

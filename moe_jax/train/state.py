@@ -1,0 +1,78 @@
+"""The state of a run on its mesh: abstract first (shapes and shardings, nothing allocated), then drawn or restored."""
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, PyTree
+
+from moe_jax.config.schema import RunConfig
+from moe_jax.models.decoder import Decoder
+from moe_jax.parallel.sharding import shardings, weight_specs
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes. Weights are a nested dict of arrays, the state of the model's `nnx.Param`s."""
+
+    step: Int[Array, ""]  # steps done
+    params: PyTree
+    opt_state: optax.OptState
+
+
+class Model(NamedTuple):
+    """A model without its weights."""
+
+    graphdef: nnx.GraphDef
+    abstract: PyTree  # weights as ShapeDtypeStructs with shardings
+    specs: PyTree  # their PartitionSpecs
+    decayed: PyTree  # bool: weight decay applies (matrices; not norms)
+
+
+def build_model(run: RunConfig, mesh: Mesh) -> Model:
+    """Shapes, shardings and structure of the model that `run` describes."""
+    if run.model.dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
+    graphdef, weights = nnx.split(nnx.eval_shape(lambda: Decoder(run, nnx.Rngs(params=0))), nnx.Param)
+    specs = weight_specs(mesh, weights)
+    place = lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding)
+    abstract = jax.tree.map(place, nnx.to_pure_dict(weights), shardings(mesh, specs))
+    is_variable = lambda node: isinstance(node, nnx.Variable)
+    decayed = nnx.to_pure_dict(jax.tree.map(lambda weight: len(weight.axes) > 1, weights, is_leaf=is_variable))
+    return Model(graphdef, abstract, specs, decayed)
+
+
+def num_params(model: Model) -> int:
+    """Parameters in the real tree."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.abstract))
+
+
+def abstract_state(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes and shardings of a whole state. What the optimiser keeps for a weight in the weight's own shape is sharded
+    like it; the rest (counters, Adafactor's rows and columns) is replicated.
+    """
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def like(leaf, weight):
+        sharding = weight.sharding if leaf.shape == weight.shape else replicated
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    opt_state = optax.tree.map_params(
+        optimizer, like, jax.eval_shape(optimizer.init, model.abstract), model.abstract,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
+    )
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), model.abstract, opt_state)
+
+
+def init_state(run: RunConfig, abstract: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
+    """Draws the weights, each device its own part; the values depend on `seed` alone, not on the mesh."""
+
+    def create(key) -> TrainState:
+        decoder = Decoder(run, nnx.Rngs(params=key))
+        params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(create, out_shardings=placed)(jax.random.key(run.seed))

@@ -1,0 +1,143 @@
+"""One training step and one evaluation step: the model inside `shard_map`, everything else around it under `jit`."""
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from moe_jax.config.schema import RunConfig
+from moe_jax.data import Batch
+from moe_jax.moe.balance import balance_loss, z_loss
+from moe_jax.moe.stats import RoutingStats, RoutingSums, routing_stats
+from moe_jax.parallel.collectives import sum_over
+from moe_jax.parallel.mesh import TOKEN_AXES
+from moe_jax.parallel.sharding import spec_of
+from moe_jax.train.optimizer import learning_rate
+from moe_jax.train.state import Model, TrainState
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports; every figure covers the whole batch."""
+
+    loss: Float[Array, ""]  # cross-entropy, nats a token
+    balance_loss: Float[Array, ""]  # unweighted, summed over MoE layers, mean over micro-batches
+    z_loss: Float[Array, ""]  # likewise
+    grad_norm: Float[Array, ""]  # before clipping
+    learning_rate: Float[Array, ""]
+    routing: RoutingStats | None  # None: a dense model
+
+
+class Losses(NamedTuple):
+    """The parts of the loss and the sums they came from."""
+
+    cross_entropy: Float[Array, ""]
+    balance: Float[Array, ""]
+    z: Float[Array, ""]
+    sums: RoutingSums | None
+
+
+def make_train_step(
+    run: RunConfig, mesh: Mesh, model: Model, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
+    """A function to jit, donating the state. Batches hold data.batch_size sequences, sharded over the token axes."""
+    gradients = jax.value_and_grad(_make_loss(run, mesh, model), has_aux=True)
+    rate = learning_rate(run.train)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.key(run.seed), state.step)
+        grads, losses = _accumulate(gradients, run.train.accumulate, state.params, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics = StepMetrics(
+            loss=losses.cross_entropy,
+            balance_loss=losses.balance,
+            z_loss=losses.z,
+            grad_norm=optax.global_norm(grads),
+            learning_rate=jnp.asarray(rate(state.step)),
+            routing=routing_stats(losses.sums) if losses.sums is not None else None,
+        )
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+
+    return step
+
+
+def _make_loss(run: RunConfig, mesh: Mesh, model: Model) -> Callable:
+    """(params, micro-batch, key, tokens of the whole step, micro-batches) -> (loss, Losses)."""
+
+    def on_device(params: PyTree, batch: Batch, key: Key[Array, ""]):
+        decoder = nnx.merge(model.graphdef, params)
+        nll, sums = decoder.negative_log_likelihood(batch.inputs, batch.targets, batch.segments, key, train=True)
+        return sum_over((jnp.sum(nll), sums), TOKEN_AXES)
+
+    tokens = spec_of(mesh, TOKEN_AXES)
+    over_mesh = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(model.specs, tokens, PartitionSpec()), out_specs=PartitionSpec()
+    )
+
+    def loss(params: PyTree, batch: Batch, key: Key[Array, ""], step_tokens: Array, micro_batches: int):
+        nll, sums = over_mesh(params, batch, key)
+        balance = jnp.sum(balance_loss(sums)) / micro_batches if sums is not None else jnp.zeros(())
+        z = jnp.sum(z_loss(sums)) / micro_batches if sums is not None else jnp.zeros(())
+        cross_entropy = nll / step_tokens
+        total = cross_entropy + run.moe.balance_loss * balance + run.moe.z_loss * z
+        return total, Losses(cross_entropy, balance, z, sums)
+
+    return loss
+
+
+def _accumulate(
+    gradients: Callable, micro_batches: int, params: PyTree, batch: Batch, key: Key[Array, ""]
+) -> tuple[PyTree, Losses]:
+    """Gradients and losses of the whole step, summed over its micro-batches.
+
+    Each micro-batch takes every `micro_batches`-th sequence, so that each device keeps the sequences it has. Its
+    cross-entropy counts by its share of the step's valid tokens: the sum is that of one large batch.
+    """
+    tokens = jnp.maximum(jnp.sum(batch.segments > 0), 1)
+    if micro_batches == 1:
+        (_, losses), grads = gradients(params, batch, key, tokens, 1)
+        return grads, losses
+    cut = lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+
+    parts = jax.tree.map(cut, batch), jnp.arange(micro_batches)
+
+    def one(part: Batch, index: Array) -> tuple[PyTree, Losses]:
+        (_, losses), grads = gradients(params, part, jax.random.fold_in(key, index), tokens, micro_batches)
+        return grads, losses
+
+    shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    add = lambda total, part: (jax.tree.map(jnp.add, total, one(*part)), None)
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
+class EvalSums(NamedTuple):
+    """Sums over the valid targets of an evaluation batch, by domain, and over its tokens' routing."""
+
+    nats: Float[Array, "domains"]
+    tokens: Float[Array, "domains"]
+    bytes: Float[Array, "domains"]  # of text that the targets stand for
+    routing: RoutingSums | None
+
+
+def make_eval_step(
+    run: RunConfig, mesh: Mesh, model: Model, domains: int, bytes_per_token: Int[np.ndarray, "V"]
+) -> Callable[[PyTree, Batch], EvalSums]:
+    """A function to jit: negative log-likelihood without noise, at the capacity factor of evaluation."""
+
+    def on_device(params: PyTree, batch: Batch) -> EvalSums:
+        decoder = nnx.merge(model.graphdef, params)
+        nll, routing = decoder.negative_log_likelihood(batch.inputs, batch.targets, batch.segments, None, train=False)
+        valid = batch.segments > 0
+        in_domain = jax.nn.one_hot(batch.domain, domains, dtype=nll.dtype)
+        by_domain = lambda per_sequence: per_sequence.astype(nll.dtype) @ in_domain
+        text = jnp.sum(jnp.asarray(bytes_per_token)[batch.targets] * valid, axis=-1)
+        sums = EvalSums(by_domain(nll), by_domain(jnp.sum(valid, axis=-1)), by_domain(text), routing)
+        return sum_over(sums, TOKEN_AXES)
+
+    tokens = spec_of(mesh, TOKEN_AXES)
+    return jax.shard_map(on_device, mesh=mesh, in_specs=(model.specs, tokens), out_specs=PartitionSpec())

@@ -1,0 +1,102 @@
+import hashlib
+import io
+import subprocess
+import tarfile
+import zipfile
+
+import pytest
+
+from moe_jax.config.schema import DataConfig
+from moe_jax.data import archive
+from moe_jax.data.sources import parse_sources
+
+FILES = {
+    "Tiny-1.0/docs/intro.txt": b"english",
+    "Tiny-1.0/docs/conf.py": b"code",
+    "Tiny-1.0/tiny/core.py": b"code ",
+    "Tiny-1.0/tiny/test/client.py": b"code  ",  # a package called test is not a folder of tests
+    "Tiny-1.0/tiny/locale/de.po": b"translations",
+    "Tiny-1.0/tiny/locale/de.mo": b"\0",
+    "Tiny-1.0/tests/test_core.py": b"tests",
+    "Tiny-1.0/README.rst": b"other",
+}
+
+
+def write_tar(folder):
+    with tarfile.open(folder / "tiny-1.0.tar.gz", "w:gz") as tar:
+        for name, data in FILES.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+def write_zip(folder):
+    with zipfile.ZipFile(folder / "tiny-1.0.zip", "w") as file:
+        file.mkdir("Tiny-1.0")
+        for name, data in FILES.items():
+            file.writestr(name, data)
+
+
+@pytest.fixture
+def source(tmp_path):
+    return parse_sources(DataConfig(source="pypi:Tiny==1.0", cache_dir=str(tmp_path)))[0]
+
+
+@pytest.mark.parametrize("write_archive", [write_tar, write_zip])
+def test_documents_of_an_archive(monkeypatch, source, write_archive):
+    monkeypatch.setattr(archive, "download", lambda name, version, folder, final: write_archive(folder))
+    reading = source.read()
+    assert [d.name for d in reading.documents] == sorted(
+        name.removeprefix("Tiny-1.0/") for name in FILES if not name.endswith(".mo")
+    )
+    assert all(d.text.decode().strip() == d.domain for d in reading.documents)
+    assert reading.skipped == 1
+    assert reading.sha256 == hashlib.sha256(source.archive.path().read_bytes()).hexdigest() == source.fingerprint()
+
+
+def test_fetched_once(monkeypatch, source):
+    fetched = []
+    monkeypatch.setattr(archive, "download", lambda *args: (fetched.append(args[:2]), write_tar(args[2])))
+    source.read()
+    source.read()
+    assert fetched == [("Tiny", "1.0")]
+
+
+def test_an_archive_put_there_by_hand_is_used(source):
+    source.archive.folder.mkdir(parents=True)
+    write_tar(source.archive.folder)
+    assert len(source.read().documents) == 7
+
+
+def test_pip_is_asked_for_the_source_of_this_package_alone(monkeypatch, source):
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: No matching distribution\nsee more\n")
+
+    monkeypatch.setattr(archive.subprocess, "run", run)
+    with pytest.raises(ValueError, match=r"'pypi:Tiny==1\.0': .*\(ERROR: No matching distribution\): check") as error:
+        source.read()
+    assert "\n" not in str(error.value)
+    assert str(source.archive.folder) in str(error.value)
+    assert not source.archive.folder.exists()
+    assert {"--no-deps", "--no-binary=Tiny", "Tiny==1.0"} <= set(commands[0])
+
+
+def test_what_is_no_archive_is_refused(source):
+    source.archive.folder.mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds 0 files where the one archive should be"):
+        source.read()
+    (source.archive.folder / "tiny.tar.gz").write_text("<html>not found</html>")
+    with pytest.raises(ValueError, match="neither a tar nor a zip archive"):
+        source.read()
+
+
+@pytest.mark.slow
+def test_django(tmp_path):
+    source = parse_sources(DataConfig(source="pypi:Django==5.1.4", cache_dir=str(tmp_path)))[0]
+    reading = source.read()
+    assert reading.sha256 == "de450c09e91879fa5a307f696e57c851955c910a438a35e6b4c895e86bedc82a"
+    assert {d.domain for d in reading.documents} == {"english", "code", "tests", "translations", "other"}
+    assert {d.name: d.domain for d in reading.documents}["docs/topics/db/queries.txt"] == "english"
