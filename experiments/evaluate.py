@@ -3,7 +3,7 @@
     python experiments/evaluate.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
 from moe_jax import cli
-from moe_jax.train.evaluate import evaluate_checkpoint
+from moe_jax.train.evaluate_checkpoint import evaluate_checkpoint
 
 if __name__ == "__main__":
     cli.define_run_flags()

@@ -8,10 +8,11 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from moe_jax.config.resolve import resolve
+from moe_jax.config.resolve import check_field, resolve
 from moe_jax.config.schema import RunConfig
 
 BAD_INPUT = 2  # exit code
+_PACKAGE = Path(__file__).parent
 
 
 def define_run_flags() -> None:
@@ -23,7 +24,11 @@ def define_run_flags() -> None:
 
 def run_config() -> RunConfig:
     """The resolved --config, for the devices at hand."""
-    return resolve(flags.FLAGS.config, jax.device_count())
+    try:
+        config = flags.FLAGS.config.copy_and_resolve_references()
+    except OSError as error:  # the file is only read here
+        raise ValueError(f"--config cannot be read: {error}") from None
+    return resolve(config, jax.device_count())
 
 
 def workdir() -> Path:
@@ -40,17 +45,23 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
     if len(argv) > 1:
         raise ValueError(f"{argv[1]!r} is not a flag: write --flag=value")
     logging.set_verbosity(logging.INFO)
-    # Orbax and Grain tell every save at this level; what they warn of is still shown.
-    for chatty in ("orbax", "grain"):
-        python_logging.getLogger(chatty).setLevel(python_logging.WARNING)
+    logging.get_absl_handler().addFilter(_is_worth_showing)
     return script()
 
 
+def _is_worth_showing(record: python_logging.LogRecord) -> bool:
+    """This package's messages, and warnings of all others: Orbax logs every file it touches through absl's logger too."""
+    return record.levelno >= python_logging.WARNING or Path(record.pathname).is_relative_to(_PACKAGE)
+
+
 def _parse(argv: list[str]) -> list[str]:
+    for argument in argv:
+        if argument.startswith("--config."):
+            check_field(argument.removeprefix("--config.").split("=")[0])
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, FileNotFoundError) as error:
-        raise ValueError(str(error).strip("'\"")) from None
+    except (flags.Error, TypeError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _guarded(call: Callable):

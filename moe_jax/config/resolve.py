@@ -7,7 +7,7 @@ from typing import Any
 import ml_collections
 
 from moe_jax.config import checks
-from moe_jax.config.schema import RunConfig
+from moe_jax.config.schema import RunConfig, flatten
 
 
 class ConfigError(ValueError):
@@ -34,15 +34,22 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], num_devices: 
     return run
 
 
+def check_field(name: str) -> None:
+    """Raises ConfigError unless `name`, dotted, is a field of a run."""
+    known = list(flatten(RunConfig()))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else "moe_jax/config/schema.py lists them all"
+        raise ConfigError(f"{name} is not a field of a run: {remedy}")
+
+
 def _build(cls: type, tree: Mapping[str, Any], prefix: str) -> Any:
     """An instance of dataclass `cls` from a tree of plain values; every value is checked against its default's type."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
     values = {}
     for name, value in tree.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            remedy = f"did you mean {prefix}{near[0]}?" if near else f"fields here: {', '.join(fields)}"
-            raise ConfigError(f"{prefix}{name}={value!r} is not a field: {remedy}")
+            check_field(f"{prefix}{name}")
         default = fields[name].default
         if not dataclasses.is_dataclass(default):
             values[name] = _typed(f"{prefix}{name}", value, default, fields[name].type)

@@ -17,9 +17,8 @@ class Checkpoints:
     def __init__(self, workdir: Path, config: CheckpointConfig | None = None):
         """Without a `config`: for reading only."""
         self._directory = workdir.absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.keep if config else None, create=config is not None, read_only=config is None
-        )
+        self._writes = config is not None
+        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep if config else None, create=self._writes)
         self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "data"))
 
     def __enter__(self) -> "Checkpoints":
@@ -45,8 +44,8 @@ class Checkpoints:
     def restore(self, abstract: TrainState, data: grain.DatasetIterator | None = None) -> TrainState | None:
         """The newest state that can be read, in the shardings of `abstract`; `data` is moved to its position.
 
-        A checkpoint that cannot be read is set aside (STEP.damaged) and the one before it is tried. None: there is no
-        checkpoint at all. Raises ValueError when there are checkpoints and none can be read.
+        A checkpoint that cannot be read is said so, renamed to STEP.damaged by a run that writes here, and the one
+        before it is tried. None: there is no checkpoint at all. Raises ValueError when none of those there can be read.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
@@ -55,10 +54,11 @@ class Checkpoints:
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 logging.warning("Checkpoint %d in %s cannot be read (%s); trying the one before", step, self._directory, reason)
-                self._set_aside(step)
+                if self._writes:
+                    self._set_aside(step)
         if steps:
             raise ValueError(
-                f"none of the checkpoints {steps} in {self._directory} can be read: they are kept as STEP.damaged; choose "
+                f"none of the checkpoints {steps} in {self._directory} can be read (see above; nothing was deleted): choose "
                 "another --workdir to start over"
             )
         return None

@@ -1,6 +1,4 @@
 """The training loop: resume, step, measure, evaluate, checkpoint, stop when asked."""
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +134,7 @@ class _Loop:
         result = report.summary(self.run, totals, self.last, evaluation)
         self.writer.finish("success", {name: result[name] or 0.0 for name in report.HPARAMS_METRICS})
         if jax.process_index() == 0:
-            _write_json(self.directory / "summary.json", result)
+            workdir.write_json(self.directory / "summary.json", result)
 
     def _profile(self) -> None:
         """Traces the steps that train.profile asks for into WORKDIR/profile."""
@@ -152,9 +150,3 @@ class _Loop:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    draft = path.with_name(f"{path.name}.partial")
-    draft.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(draft, path)

@@ -1,7 +1,9 @@
 """A work directory belongs to one run: its configuration is written at the first start and compared at every other."""
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from moe_jax.config.resolve import ConfigError
 from moe_jax.config.schema import RunConfig, flatten, identity
@@ -23,13 +25,21 @@ def claim(workdir: Path, run: RunConfig) -> None:
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written ({error.strerror}): choose another directory") from None
     if (workdir / CONFIG).exists():
-        _check_identity(workdir, run)
-    draft = workdir / f"{CONFIG}.partial"
-    draft.write_text(json.dumps(flatten(run), indent=2) + "\n")
-    os.replace(draft, workdir / CONFIG)
+        check_identity(workdir, run)
+    write_json(workdir / CONFIG, flatten(run))
 
 
-def _check_identity(workdir: Path, run: RunConfig) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes all of `content` or, if the process dies meanwhile, leaves what was there."""
+    draft = path.with_name(f"{path.name}.partial")
+    draft.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(draft, path)
+
+
+def check_identity(workdir: Path, run: RunConfig) -> None:
+    """Raises ConfigError unless `workdir` holds a run that trains the same thing as `run`."""
+    if not (workdir / CONFIG).exists():
+        raise ConfigError(f"--workdir={workdir} holds no run ({CONFIG} is missing): train one there first")
     before = json.loads((workdir / CONFIG).read_text())
     now = json.loads(json.dumps(identity(run)))  # tuples as lists, as they come back from the file
     differing = [f"{name} was {before.get(name)!r}, is {value!r}" for name, value in now.items() if before.get(name) != value]

@@ -1,0 +1,52 @@
+# Every target sets itself up: python3 and make are enough. PYTHON=... picks an interpreter (3.11 to 3.13).
+
+VENV := .venv
+BIN := $(VENV)/bin
+CANDIDATES := python3.13 python3.12 python3.11 \
+  $(shell ls -d $(HOME)/.pyenv/versions/3.1[123]*/bin/python3 2>/dev/null | sort -Vr) python3
+# The newest Python that really runs: a name may be there (a pyenv shim) and start nothing.
+NEWEST = $(shell for p in $(CANDIDATES); do \
+  $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && \
+  $$p -c 'import sys; print(sys.version_info[1], sys.executable)'; done | sort -rn | head -n 1 | cut -d ' ' -f 2)
+PYTHON ?= $(NEWEST)
+RUNS := runs
+
+.PHONY: venv quickstart test test-slow test-gpu lint benchmark compare tensorboard clean
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 was found: install one, or give PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+quickstart: venv
+	$(BIN)/python experiments/train.py --config=configs/quickstart.py --workdir=$(RUNS)/quickstart
+	$(BIN)/python experiments/evaluate.py --config=configs/quickstart.py --workdir=$(RUNS)/quickstart
+	@echo "The curves: $(BIN)/tensorboard --logdir=$(RUNS)   then open http://localhost:6006"
+
+test: venv
+	$(BIN)/python -m pytest
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: venv
+	$(BIN)/python -m pytest -m gpu
+
+lint: venv
+	$(BIN)/ruff check .
+
+# Two runs side by side, a core each; then steps and time to the dense model's loss.
+compare: venv
+	$(BIN)/python experiments/compare.py --baseline=configs/dense_small.py --config=configs/switch_small.py --workdir=$(RUNS)/compare
+
+benchmark: venv
+	$(BIN)/python experiments/benchmark.py layer --workdir=$(RUNS)/benchmark
+
+tensorboard: venv
+	$(BIN)/tensorboard --logdir=$(RUNS)
+
+clean:
+	rm -rf $(VENV) *.egg-info
