@@ -1,4 +1,5 @@
 """moe_jax: Mixture-of-Experts research in JAX."""
+
 from setuptools import find_packages, setup
 
 AOT = ["libtpu"]  # jax names the version that fits it; see `pip show jax`

@@ -5,6 +5,7 @@ is where experts help: at equal FLOPs per token it is far ahead of its dense twi
 
 Cost: about three minutes on 2 CPU cores. Expect about TODO bits per byte.
 """
+
 from moe_jax.config import default_config
 
 

@@ -1,7 +1,8 @@
 """Evaluates the newest checkpoint of a run on all of its held-out text, by domain; writes WORKDIR/eval.json.
 
-    python experiments/evaluate.py --config=configs/quickstart.py --workdir=runs/quickstart
+python experiments/evaluate.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
+
 from moe_jax import cli
 from moe_jax.train.evaluate_checkpoint import evaluate_checkpoint
 

@@ -1,4 +1,5 @@
 """What the scripts in `experiments/` share: flags, logging, and one clear line for what cannot run."""
+
 import logging as python_logging
 import sys
 from collections.abc import Callable
@@ -50,7 +51,7 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
 
 
 def _is_worth_showing(record: python_logging.LogRecord) -> bool:
-    """This package's messages, and warnings of all others: Orbax logs every file it touches through absl's logger too."""
+    """This package's messages, and others' warnings: Orbax logs every file it touches through absl's logger too."""
     return record.levelno >= python_logging.WARNING or Path(record.pathname).is_relative_to(_PACKAGE)
 
 

@@ -1,4 +1,5 @@
 """What an MoE layer costs beyond its experts: forward and backward pass over the expert matmuls on the same buffers."""
+
 import statistics
 from typing import Any, NamedTuple
 
@@ -39,8 +40,14 @@ CASES = tuple(
 def build(case: LayerCase, dispatcher: str) -> tuple[MoELayer, Float[Array, "1 T D"]]:
     """A layer and its input. The input's first feature is 1, so that the router's first row acts as a bias."""
     moe = MoEConfig(
-        num_experts=case.num_experts, top_k=case.top_k, router="switch" if case.top_k == 1 else "top_k",
-        normalize_gates=case.top_k > 1, d_ff=case.d_ff, activation="relu", dispatcher=dispatcher, capacity_factor=1.0,
+        num_experts=case.num_experts,
+        top_k=case.top_k,
+        router="switch" if case.top_k == 1 else "top_k",
+        normalize_gates=case.top_k > 1,
+        d_ff=case.d_ff,
+        activation="relu",
+        dispatcher=dispatcher,
+        capacity_factor=1.0,
         group_size=case.tokens,
     )
     layer = MoELayer(case.d_model, moe, fan_in_init(1.0), nnx.Rngs(params=0))

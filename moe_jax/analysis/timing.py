@@ -1,4 +1,5 @@
 """Timing by ratio: candidates take turns within one run, so that a machine that drifts slows all of them."""
+
 import statistics
 import time
 from collections.abc import Callable, Mapping

@@ -1,4 +1,5 @@
 """Configuration: declared once (`schema`), checked once (`resolve`), counted without building anything (`counting`)."""
+
 from moe_jax.config.schema import (
     CheckpointConfig,
     DataConfig,

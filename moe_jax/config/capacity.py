@@ -1,4 +1,5 @@
 """The expert capacity: its one meaning, and what it costs when routing is random."""
+
 import functools
 import math
 from fractions import Fraction

@@ -1,4 +1,5 @@
 """What a valid run satisfies, in the order a user would meet it. Each check names field, value and remedy."""
+
 from collections.abc import Callable, Iterable
 
 from moe_jax.config.schema import RunConfig
@@ -29,15 +30,19 @@ def check(run: RunConfig, num_devices: int) -> None:
     if devices != num_devices:
         raise Violation(
             f"mesh.data={run.mesh.data} x mesh.fsdp={run.mesh.fsdp} x mesh.expert={run.mesh.expert} x "
-            f"mesh.tensor={run.mesh.tensor} needs {devices} devices and {num_devices} are present: set one size to -1 to "
-            "take what remains"
+            f"mesh.tensor={run.mesh.tensor} needs {devices} devices and {num_devices} are present: set one size to -1 "
+            "to take what remains"
         )
 
 
 def positive(name: str, value: float) -> None:
     """Raises unless value > 0."""
     if not value > 0:
-        raise Violation(f"{name}={value} must be positive: give at least 1" if isinstance(value, int) else f"{name}={value} must be greater than 0")
+        raise Violation(
+            f"{name}={value} must be positive: give at least 1"
+            if isinstance(value, int)
+            else f"{name}={value} must be greater than 0"
+        )
 
 
 def divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
@@ -76,8 +81,8 @@ def _sizes(run: RunConfig) -> None:
     _each(
         run,
         "model.num_layers model.d_model model.d_ff model.num_heads model.num_kv_heads model.head_dim model.vocab_size "
-        "model.attention_chunk model.loss_chunk data.sequence_length data.batch_size train.steps train.accumulate log.every "
-        "checkpoint.every checkpoint.keep mesh.data mesh.fsdp mesh.expert mesh.tensor",
+        "model.attention_chunk model.loss_chunk data.sequence_length data.batch_size train.steps train.accumulate "
+        "log.every checkpoint.every checkpoint.keep mesh.data mesh.fsdp mesh.expert mesh.tensor",
         positive,
     )
     _each(
@@ -112,7 +117,9 @@ def _ranges(run: RunConfig) -> None:
         if not 0 <= value < 1:
             raise Violation(f"{name}={value} is outside [0, 1): choose a value inside")
     if not 0 < run.data.holdout_fraction < 1:
-        raise Violation(f"data.holdout_fraction={run.data.holdout_fraction} is outside (0, 1): 0.05 holds out one file in 20")
+        raise Violation(
+            f"data.holdout_fraction={run.data.holdout_fraction} is outside (0, 1): 0.05 holds out one file in 20"
+        )
 
 
 def _model(run: RunConfig) -> None:
@@ -130,7 +137,9 @@ def _moe(run: RunConfig) -> None:
         return
     _each(run, "moe.top_k moe.every moe.d_ff moe.group_size moe.capacity_factor moe.eval_capacity_factor", positive)
     if moe.top_k > moe.num_experts:
-        raise Violation(f"moe.top_k={moe.top_k} is more than moe.num_experts={moe.num_experts}: a token has at most that many")
+        raise Violation(
+            f"moe.top_k={moe.top_k} is more than moe.num_experts={moe.num_experts}: a token has at most that many"
+        )
     if moe.router == "switch" and moe.top_k != 1:
         raise Violation(f"moe.top_k={moe.top_k} with moe.router='switch', which is top-1: use moe.router='top_k'")
     if moe.router == "gshard" and moe.top_k != 2:
@@ -151,7 +160,9 @@ def _data(run: RunConfig) -> None:
     data = run.data
     sources = data.source.count(",") + 1
     if data.weights and len(data.weights) != sources:
-        raise Violation(f"data.weights={data.weights} has {len(data.weights)} entries for {sources} sources: give one each")
+        raise Violation(
+            f"data.weights={data.weights} has {len(data.weights)} entries for {sources} sources: give one each"
+        )
     if any(not weight > 0 for weight in data.weights):
         raise Violation(f"data.weights={data.weights} has an entry that is not positive: leave that source out")
 
@@ -161,8 +172,8 @@ def _train(run: RunConfig) -> None:
     divides("train.accumulate", train.accumulate, "data.batch_size", run.data.batch_size)
     if train.schedule == "wsd" and train.warmup_steps + train.decay_steps > train.steps:
         raise Violation(
-            f"train.decay_steps={train.decay_steps} and train.warmup_steps={train.warmup_steps} exceed train.steps={train.steps}"
-            ": shorten one of them"
+            f"train.decay_steps={train.decay_steps} and train.warmup_steps={train.warmup_steps} exceed "
+            f"train.steps={train.steps}: shorten one of them"
         )
     if train.profile and (len(train.profile) != 2 or min(train.profile) < 0 or train.profile[1] == 0):
         raise Violation(f"train.profile={train.profile} is not (first step, number of steps): for instance (20, 3)")
@@ -182,13 +193,18 @@ def _mesh(run: RunConfig) -> None:
     divides("mesh.tensor", mesh.tensor, "model.vocab_size", model.vocab_size)
     divides("mesh.tensor * mesh.fsdp * mesh.expert", mesh.tensor * weights, "model.d_ff", model.d_ff)
     divides(
-        "mesh.tensor * mesh.fsdp * mesh.expert", mesh.tensor * weights, "model.num_heads * model.head_dim",
+        "mesh.tensor * mesh.fsdp * mesh.expert",
+        mesh.tensor * weights,
+        "model.num_heads * model.head_dim",
         model.num_heads * model.head_dim,
     )
     if moe.num_experts:
         tokens = batch // shards * data.sequence_length
-        divides("moe.group_size", moe.group_size, f"tokens a device and micro-batch ({batch_name} / {shards} * "
-                "data.sequence_length)", tokens)
+        divides(
+            "moe.group_size",
+            moe.group_size,
+            f"tokens a device and micro-batch ({batch_name} / {shards} * data.sequence_length)",
+            tokens,
+        )
         divides("mesh.expert", mesh.expert, "moe.num_experts", moe.num_experts)
         divides("mesh.tensor * mesh.fsdp", mesh.tensor * mesh.fsdp, "moe.d_ff", moe.d_ff)
-

@@ -2,6 +2,7 @@
 
 The tests hold the parameter counts against the real parameter tree, and the FLOPs against what XLA counts.
 """
+
 from typing import NamedTuple
 
 from moe_jax.config.layers import MOE, segments

@@ -1,4 +1,5 @@
 """A resolved configuration in words: what will be trained, how large it is, and what routing will drop at best."""
+
 import warnings
 
 from moe_jax.config.capacity import capacity, effective_factor, nominal_capacity, random_drop_fraction
@@ -21,7 +22,10 @@ def describe(run: RunConfig) -> list[str]:
             f"MoE: {num_moe_layers(run)} of {run.model.num_layers} layers, {moe.num_experts} experts, top {moe.top_k}, "
             f"groups of {moe.group_size} tokens"
         )
-        lines += [_capacity_line("training", moe.capacity_factor, run), _capacity_line("evaluation", moe.eval_capacity_factor, run)]
+        lines += [
+            _capacity_line("training", moe.capacity_factor, run),
+            _capacity_line("evaluation", moe.eval_capacity_factor, run),
+        ]
     return lines
 
 
@@ -57,5 +61,6 @@ def _capacity_line(phase: str, factor: float, run: RunConfig) -> str:
     slots = capacity(factor, *shape)
     return (
         f"capacity in {phase}: C = {slots} slots an expert and group, factor {factor} (effective "
-        f"{effective_factor(slots, *shape):.3f}); uniform random routing would drop {random_drop_fraction(slots, *shape):.2%}"
+        f"{effective_factor(slots, *shape):.3f}); uniform random routing would drop "
+        f"{random_drop_fraction(slots, *shape):.2%}"
     )

@@ -1,4 +1,5 @@
 """Which layers are of which kind: the model's segments, as data."""
+
 from typing import NamedTuple
 
 from moe_jax.config.schema import RunConfig

@@ -1,4 +1,5 @@
 """From a config file's ConfigDict to frozen dataclasses, or to one line that names field, value and remedy."""
+
 import dataclasses
 import difflib
 from collections.abc import Mapping

@@ -6,6 +6,7 @@ result into the frozen dataclasses below, or into one clear error.
 Fields marked [identity] define what is trained. A work directory refuses to continue with another value of them;
 everything else (steps, mesh, logging, evaluation, checkpoints) may change between restarts.
 """
+
 import dataclasses
 
 import ml_collections
@@ -145,8 +146,16 @@ class RunConfig:
 
 
 NOT_IDENTITY = frozenset(
-    "model.remat model.attention model.attention_chunk model.loss_chunk moe.dispatcher data.cache_dir "
-    "train.steps train.profile".split()
+    {
+        "model.remat",
+        "model.attention",
+        "model.attention_chunk",
+        "model.loss_chunk",
+        "moe.dispatcher",
+        "data.cache_dir",
+        "train.steps",
+        "train.profile",
+    }
 )
 
 

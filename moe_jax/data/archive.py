@@ -1,4 +1,5 @@
 """The source archive of a release on PyPI: fetched once with pip, kept in the cache, read without unpacking."""
+
 import dataclasses
 import hashlib
 import re

@@ -1,4 +1,5 @@
 """How well the held-out text is predicted without a network, in bits per byte of that text."""
+
 import numpy as np
 
 from moe_jax.data.corpus import Corpus

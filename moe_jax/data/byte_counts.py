@@ -1,4 +1,5 @@
 """What the baselines need to know of the text, counted once when a corpus is built."""
+
 import dataclasses
 import zlib
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,5 @@
 """Cache entries appear whole or not at all, so that several processes may build the same one at once."""
+
 import contextlib
 import hashlib
 import json

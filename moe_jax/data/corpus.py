@@ -1,4 +1,5 @@
 """`load_corpus`: read, de-duplicate, split and tokenize the sources once, and open the result from the cache after."""
+
 import dataclasses
 import hashlib
 import itertools

@@ -1,4 +1,5 @@
 """A document, which bytes count as text, and the removal of exact duplicates."""
+
 import dataclasses
 import hashlib
 from collections.abc import Sequence

@@ -8,6 +8,7 @@ so that every token of every document is a target exactly once, the first one to
 cache holds the documents' tokens in a fixed order, memory-mapped, and a row gathers its few pieces. So neither another
 seed nor another sequence length tokenizes anything again.
 """
+
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence

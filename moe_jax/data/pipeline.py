@@ -1,4 +1,5 @@
 """Batches: an endless, shuffled, resumable iterator for training, and a fixed sequence for evaluation."""
+
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

@@ -2,6 +2,7 @@
 
 A new source is one class with `spec`, `fingerprint` and `read`, and one line in `SOURCES`.
 """
+
 import dataclasses
 import glob
 import json

@@ -1,4 +1,5 @@
 """Which documents are held out, and which of the others are trained on: decided by a hash of their names."""
+
 import collections
 import hashlib
 from collections.abc import Iterable, Sequence

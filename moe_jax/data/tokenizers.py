@@ -1,4 +1,5 @@
 """Text to token ids and back, with the bytes that each token stands for."""
+
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path

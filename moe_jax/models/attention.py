@@ -1,4 +1,5 @@
 """Causal self-attention: rotary positions, grouped queries, and a choice of implementations."""
+
 from collections.abc import Callable
 
 import jax
@@ -33,7 +34,7 @@ def xla_attention(
     documents: Int[Array, "B L"] | None,
     chunk: int,
 ) -> Float[Array, "B L H N"]:
-    """Plain attention, `chunk` query positions at a time: scores take B * H * chunk * L floats and are recomputed in the
+    """Plain attention, `chunk` query positions at a time: scores take B * H * chunk * L floats, recomputed in the
     backward pass. J key-value heads serve H / J query heads each. With `documents`, only keys of the same one count.
     """
     batch, length, heads, size = q.shape
@@ -59,7 +60,9 @@ def xla_attention(
 def cudnn_attention(q, k, v, documents, chunk):
     """cuDNN's fused attention (bfloat16, NVIDIA only); document masks are not in its vocabulary."""
     if documents is not None:
-        raise ValueError("model.attention='cudnn' cannot mask documents: set data.mask_documents=False or model.attention='xla'")
+        raise ValueError(
+            "model.attention='cudnn' cannot mask documents: set data.mask_documents=False or model.attention='xla'"
+        )
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
@@ -82,7 +85,8 @@ class Attention(nnx.Module):
         model = self.model
         x = varying(x, [TENSOR])
         q, k, v = (
-            (x @ gather(weight, x.dtype)).reshape(*x.shape[:2], -1, model.head_dim) for weight in (self.q, self.k, self.v)
+            (x @ gather(weight, x.dtype)).reshape(*x.shape[:2], -1, model.head_dim)
+            for weight in (self.q, self.k, self.v)
         )
         q, k = rotate(q, model.rope_theta), rotate(k, model.rope_theta)
         heads = ATTENTION[model.attention](q, k, v, documents, model.attention_chunk)

@@ -1,4 +1,5 @@
 """One transformer layer, and a segment: a pattern of layers that is scanned."""
+
 from typing import NamedTuple
 
 import jax
@@ -73,9 +74,11 @@ class Block(nnx.Module):
 
 
 class Segment(nnx.Module):
-    """`repeats` copies of a pattern of blocks. Weights of equal place in the pattern are stacked; one scan runs them."""
+    """`repeats` copies of a pattern of blocks: one scan, over the stacked weights of equal places in the pattern."""
 
-    def __init__(self, spec: SegmentSpec, first_layer: int, run: RunConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype):
+    def __init__(
+        self, spec: SegmentSpec, first_layer: int, run: RunConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype
+    ):
         self.spec, self.first_layer, self.remat = spec, first_layer, run.model.remat
         create = lambda rngs: nnx.List([Block(kind, run, init, rngs, dtype) for kind in spec.pattern])
         self.blocks = nnx.vmap(create)(rngs.split(spec.repeats))
@@ -101,7 +104,9 @@ class Segment(nnx.Module):
 
 def _apply(graphdef: nnx.GraphDef, remat: str, train: bool):
     def apply(weight: PyTree, x: Array, context: Context, layer: Int[Array, ""]):
-        keys = context.keys if context.keys is None else jax.vmap(lambda key: jax.random.fold_in(key, layer))(context.keys)
+        keys = (
+            context.keys if context.keys is None else jax.vmap(lambda key: jax.random.fold_in(key, layer))(context.keys)
+        )
         return nnx.merge(graphdef, weight)(x, context, keys, train)
 
     return apply if remat == "none" else jax.checkpoint(apply, policy=REMAT[remat], prevent_cse=False)

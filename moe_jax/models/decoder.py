@@ -1,4 +1,5 @@
 """The decoder-only language model."""
+
 import jax
 import jax.numpy as jnp
 from flax import nnx

@@ -1,4 +1,5 @@
 """Cross-entropy whose logits never exist all at once."""
+
 import jax
 import jax.numpy as jnp
 from jax import lax

@@ -1,4 +1,5 @@
 """Auxiliary losses that keep routing balanced and its logits small, from global sums."""
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 

@@ -3,6 +3,7 @@
 A dispatcher is two verbs, `dispatch` and `combine`. All pass the same tests; add one by writing it and naming it in
 `DISPATCHERS`.
 """
+
 from typing import Protocol
 
 import jax
@@ -21,7 +22,7 @@ class Dispatcher(Protocol):
 
     @staticmethod
     def combine(out: Float[Array, "G S D"], gate: Float[Array, "G T K"], plan: Plan) -> Float[Array, "G T D"]:
-        """Each token's sum of its slots' rows, weighted by its gates (in the gates' precision); zeros if it has none."""
+        """Each token's sum of its slots' rows times its gates, in the gates' precision; zeros if it has none."""
 
 
 class Einsum:
@@ -66,14 +67,12 @@ class Capacity:
 
 
 @jax.custom_vjp
-def permute(
-    x: Float[Array, "R D"], source: Int[Array, "S"], targets: Int[Array, "R K"]
-) -> Float[Array, "S D"]:
+def permute(x: Float[Array, "R D"], source: Int[Array, "S"], targets: Int[Array, "R K"]) -> Float[Array, "S D"]:
     """Row s is x[source[s]], or zeros where source[s] is past the end.
 
     `targets` is the inverse: the rows of the result that row r of x went to (past the end: none). With it the gradient
-    is a gather too, where that of plain indexing is a scatter-add: slow everywhere, and without a fixed order of sums on
-    GPU.
+    is a gather too, where that of plain indexing is a scatter-add: slow everywhere, and without a fixed order of sums
+    on GPU.
     """
     return jnp.take(x, source, axis=0, mode="fill", fill_value=0)
 

@@ -1,8 +1,8 @@
 """The feed-forward network, dense or for many experts at once: one batched matmul a projection."""
+
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 

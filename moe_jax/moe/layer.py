@@ -1,4 +1,5 @@
 """The MoE layer: the way of a token through router, plan, dispatch, exchange, experts, exchange and combine."""
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name

@@ -2,6 +2,7 @@
 
 Slot c of expert e has the number e * C + c; S = E * C. A choice is a token with a rank: number t * K + k.
 """
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -3,6 +3,7 @@
 A router is a class with three static facts and one function: add one by writing it and naming it in `ROUTERS`. The
 decision is a value, a `Routing`; nothing moves here.
 """
+
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -41,13 +42,13 @@ class Router(nnx.Module):
 
     required_top_k: ClassVar[int | None] = None  # None: any number of choices
 
-    def __init__(self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32):
+    def __init__(
+        self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+    ):
         self.moe = moe
         self.weight = param(rngs, (d_model, moe.num_experts), ("embed", None), init, dtype)
 
-    def __call__(
-        self, x: Float[Array, "G T D"], valid: Bool[Array, "G T"], keys: Key[Array, "G"] | None
-    ) -> Routing:
+    def __call__(self, x: Float[Array, "G T D"], valid: Bool[Array, "G T"], keys: Key[Array, "G"] | None) -> Routing:
         """Routes every token. `keys`: one for each group, for noise in training; None: no noise.
 
         In float32 at the highest matmul precision, whatever the model computes in: bfloat16 logits make training

@@ -4,6 +4,7 @@
 (or a loss, see `balance`) afterwards: a ratio of one shard's sums never exists, so it cannot be mistaken for the global
 one.
 """
+
 from typing import NamedTuple
 
 import jax

@@ -3,6 +3,7 @@
 XLA does not remove a collective of one participant everywhere (on CPU each is a copy: of every gradient, for instance),
 and a value that never met an axis needs no sum over it. So one device runs the same code and pays for none of it.
 """
+
 from collections.abc import Sequence
 
 from jax import lax

@@ -1,4 +1,5 @@
 """The exchange of expert parallelism: one all-to-all takes expert buffers to their experts, one brings them back."""
+
 from jaxtyping import Array, Float
 
 from moe_jax.parallel.collectives import all_to_all

@@ -1,4 +1,5 @@
 """The device mesh: four named axes, always all of them, so that one device runs the same program as a thousand."""
+
 import math
 from collections.abc import Sequence
 
@@ -16,5 +17,3 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     shape = tuple(getattr(config, axis) for axis in AXES)
     devices = (jax.devices() if devices is None else devices)[: math.prod(shape)]
     return jax.make_mesh(shape, AXES, (AxisType.Auto,) * len(AXES), devices=devices)
-
-

@@ -4,6 +4,7 @@ A parameter's shape, logical axes and initialiser are declared together (`param`
 axis, over which mesh axes it is cut; `gather` brings back the part that is only cut for storage (fully sharded data
 parallelism) and leaves the part over which the computation itself is split (expert and tensor parallelism).
 """
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def spec_of(mesh: Mesh, *cuts: Sequence[str]) -> PartitionSpec:
 
 
 def weight_spec(mesh: Mesh, weight: nnx.Variable) -> PartitionSpec:
-    """How `weight` is stored on the mesh. Layers that are scanned stack their weights along leading, uncut dimensions."""
+    """How `weight` is stored on the mesh. Scanned layers stack their weights along leading, uncut dimensions."""
     cuts = [RULES[name].split + RULES[name].stored for name in weight.axes]
     return spec_of(mesh, *[()] * (len(weight.shape) - len(cuts)), *cuts)
 

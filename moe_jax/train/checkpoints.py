@@ -1,4 +1,5 @@
 """Checkpoints: the whole state of a run and the position in its data, written asynchronously by Orbax."""
+
 from pathlib import Path
 
 import grain
@@ -38,7 +39,8 @@ class Checkpoints:
         if step == self.latest_step():
             return
         self._manager.save(
-            step, args=args.Composite(state=args.StandardSave(state._asdict()), data=grain.checkpoint.CheckpointSave(data))
+            step,
+            args=args.Composite(state=args.StandardSave(state._asdict()), data=grain.checkpoint.CheckpointSave(data)),
         )
 
     def restore(self, abstract: TrainState, data: grain.DatasetIterator | None = None) -> TrainState | None:
@@ -53,13 +55,15 @@ class Checkpoints:
                 return self._restore_step(step, abstract, data)
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                logging.warning("Checkpoint %d in %s cannot be read (%s); trying the one before", step, self._directory, reason)
+                logging.warning(
+                    "Checkpoint %d in %s cannot be read (%s); trying the one before", step, self._directory, reason
+                )
                 if self._writes:
                     self._set_aside(step)
         if steps:
             raise ValueError(
-                f"none of the checkpoints {steps} in {self._directory} can be read (see above; nothing was deleted): choose "
-                "another --workdir to start over"
+                f"none of the checkpoints {steps} in {self._directory} can be read (see above; nothing was deleted): "
+                "choose another --workdir to start over"
             )
         return None
 

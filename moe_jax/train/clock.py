@@ -1,4 +1,5 @@
 """Time spent on training steps, without evaluation and checkpoints."""
+
 import contextlib
 import time
 from collections.abc import Iterator

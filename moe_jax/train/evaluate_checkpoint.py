@@ -1,4 +1,5 @@
 """Evaluation of a finished or interrupted run, beside two baselines that know no model."""
+
 from pathlib import Path
 
 from absl import logging
@@ -22,14 +23,21 @@ def evaluate_checkpoint(run: RunConfig, directory: Path) -> None:
     with Checkpoints(directory) as checkpoints:
         state = checkpoints.restore(setup.abstract)
     if state is None:
-        raise ConfigError(f"--workdir={directory} has no checkpoint yet: train until checkpoint.every={run.checkpoint.every}")
+        raise ConfigError(
+            f"--workdir={directory} has no checkpoint yet: train until checkpoint.every={run.checkpoint.every}"
+        )
     step = int(state.step)
     logging.info("Evaluating step %d on all held-out text", step)
     evaluation = setup.evaluate(setup.compile_eval_step(), state.params, batches=0)
     baselines = {"unigram": unigram_bits_per_byte(setup.corpus), "gzip": gzip_bits_per_byte(setup.corpus)}
     workdir.write_json(
         directory / "eval.json",
-        {"step": step, **evaluation.as_dict(), "baselines_bits_per_byte": baselines, "data_sha256": setup.corpus.sha256},
+        {
+            "step": step,
+            **evaluation.as_dict(),
+            "baselines_bits_per_byte": baselines,
+            "data_sha256": setup.corpus.sha256,
+        },
     )
     print(table(evaluation, setup.corpus))
 

@@ -1,4 +1,5 @@
 """Held-out loss, overall and by domain."""
+
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +27,11 @@ class Evaluation:
 
     def as_metrics(self) -> dict[str, float]:
         """Names and values for metrics.jsonl."""
-        metrics = {"eval/loss": self.loss, "eval/bits_per_byte": self.bits_per_byte, "eval/dropped": self.dropped_fraction}
+        metrics = {
+            "eval/loss": self.loss,
+            "eval/bits_per_byte": self.bits_per_byte,
+            "eval/dropped": self.dropped_fraction,
+        }
         metrics |= {f"eval/loss_{name}": loss for name, loss in self.loss_by_domain.items()}
         return metrics | {f"eval/bits_per_byte_{name}": bits for name, bits in self.bits_per_byte_by_domain.items()}
 

@@ -2,6 +2,7 @@
 
 Nothing here imports TensorFlow, installed or not. (`tensorboard`'s own `EventFileWriter` does where it is installed.)
 """
+
 import io
 import os
 import socket

@@ -1,4 +1,5 @@
 """Pictures of a training run, as pixels for `MetricsWriter.image`."""
+
 import jax
 import numpy as np
 from jaxtyping import Real, UInt8

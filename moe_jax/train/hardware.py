@@ -1,4 +1,5 @@
 """Peak speed of accelerators, the denominator of model FLOPs utilisation."""
+
 import re
 
 # Dense bfloat16 FLOP/s of one jax.Device by its model's name, from the vendors' data sheets (sparsity not counted).

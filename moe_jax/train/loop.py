@@ -1,4 +1,5 @@
 """The training loop: resume, step, measure, evaluate, checkpoint, stop when asked."""
+
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from moe_jax.train.state import TrainState, init_state, num_params
 def train(run: RunConfig, directory: Path) -> int:
     """Trains `run` in `directory`, from its newest checkpoint where it has one, and writes summary.json at the end.
 
-    Returns the exit code: 0, or 128 + the number of the signal (Ctrl-C, SIGTERM) that ended it early, with a checkpoint.
+    Returns the exit code: 0, or 128 + the number of the signal (Ctrl-C, SIGTERM) that ended it early, checkpointed.
     Raises ConfigError or ValueError, one line each, for what cannot run.
     """
     workdir.claim(directory, run)
@@ -55,8 +56,14 @@ class _Loop:
     """One life of a run, from its first step here to its last."""
 
     def __init__(
-        self, setup: Setup, state: TrainState, data: grain.DatasetIterator, checkpoints: Checkpoints, writer: MetricsWriter,
-        stop: StopRequest, directory: Path,
+        self,
+        setup: Setup,
+        state: TrainState,
+        data: grain.DatasetIterator,
+        checkpoints: Checkpoints,
+        writer: MetricsWriter,
+        stop: StopRequest,
+        directory: Path,
     ):
         self.setup, self.run, self.state, self.data = setup, setup.run, state, data
         self.checkpoints, self.writer, self.stop, self.directory = checkpoints, writer, stop, directory
@@ -109,7 +116,12 @@ class _Loop:
             report.write_pictures(self.writer, self.step, metrics)
         self.progress.update(self.step, self.last["train/loss"], rate)
         logging.log_every_n_seconds(
-            logging.INFO, "step %d/%d, loss %.4f, %.0f tokens/s", 30, self.step, self.run.train.steps, self.last["train/loss"],
+            logging.INFO,
+            "step %d/%d, loss %.4f, %.0f tokens/s",
+            30,
+            self.step,
+            self.run.train.steps,
+            self.last["train/loss"],
             rate,
         )
 
@@ -128,9 +140,7 @@ class _Loop:
 
     def _finish(self) -> None:
         evaluation = self._evaluate(self.run.eval.batches)
-        totals = report.Totals(
-            self.step, self.clock.tokens_per_second(), self.clock.seconds, self.setup.corpus.sha256
-        )
+        totals = report.Totals(self.step, self.clock.tokens_per_second(), self.clock.seconds, self.setup.corpus.sha256)
         result = report.summary(self.run, totals, self.last, evaluation)
         self.writer.finish("success", {name: result[name] or 0.0 for name in report.HPARAMS_METRICS})
         if jax.process_index() == 0:

@@ -11,6 +11,7 @@ there it finds the final ones and no others. No experiment record is written: Te
 meets to all runs below its log directory; without one it infers the hyperparameters' domains, and which of them differ,
 from all runs together.
 """
+
 import functools
 import json
 import math

@@ -1,4 +1,5 @@
 """Optimisers and learning-rate schedules, all of them optax's."""
+
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -10,7 +11,10 @@ from moe_jax.config.schema import TrainConfig
 
 def _cosine(train: TrainConfig) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(
-        0.0, train.learning_rate, train.warmup_steps, max(train.steps, train.warmup_steps + 1),
+        0.0,
+        train.learning_rate,
+        train.warmup_steps,
+        max(train.steps, train.warmup_steps + 1),
         train.learning_rate * train.final_learning_rate,
     )
 
@@ -35,8 +39,10 @@ def _warmup_stable_decay(train: TrainConfig) -> optax.Schedule:
 
 
 def _warmup_then_constant(train: TrainConfig) -> optax.Schedule:
-    return optax.linear_schedule(0.0, train.learning_rate, train.warmup_steps) if train.warmup_steps else (
-        optax.constant_schedule(train.learning_rate)
+    return (
+        optax.linear_schedule(0.0, train.learning_rate, train.warmup_steps)
+        if train.warmup_steps
+        else (optax.constant_schedule(train.learning_rate))
     )
 
 

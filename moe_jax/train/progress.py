@@ -1,4 +1,5 @@
 """One line in the terminal that says how far a run is."""
+
 import io
 import math
 import shutil

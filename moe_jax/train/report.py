@@ -1,4 +1,5 @@
 """From a step's metrics to names and numbers in metrics.jsonl, TensorBoard and summary.json."""
+
 import dataclasses
 from typing import Any
 
@@ -12,7 +13,14 @@ from moe_jax.train.figures import expert_load_image
 from moe_jax.train.metrics import MetricsWriter
 from moe_jax.train.step import StepMetrics
 
-HPARAMS_METRICS = ("eval_loss", "eval_bits_per_byte", "train_loss", "tokens_per_second", "dropped_fraction", "max_violation")
+HPARAMS_METRICS = (
+    "eval_loss",
+    "eval_bits_per_byte",
+    "train_loss",
+    "tokens_per_second",
+    "dropped_fraction",
+    "max_violation",
+)
 
 
 def scalars(metrics: StepMetrics) -> dict[str, float]:
@@ -36,7 +44,9 @@ def scalars(metrics: StepMetrics) -> dict[str, float]:
     values |= {f"moe/dropped_layer_{i}": value for i, value in enumerate(routing.dropped)}
     values |= {f"moe/max_violation_layer_{i}": value for i, value in enumerate(routing.max_violation)}
     values |= {f"moe/dropped_rank_{k}": value for k, value in enumerate(np.mean(routing.dropped_by_rank, axis=0))}
-    values |= {f"moe/dropped_position_{p}": value for p, value in enumerate(np.mean(routing.dropped_by_position, axis=0))}
+    values |= {
+        f"moe/dropped_position_{p}": value for p, value in enumerate(np.mean(routing.dropped_by_position, axis=0))
+    }
     return {name: float(value) for name, value in values.items()}
 
 
@@ -52,7 +62,9 @@ def write_pictures(writer: MetricsWriter, step: int, metrics: StepMetrics) -> No
 
 def hparams(values: dict[str, Any]) -> dict[str, bool | int | float | str]:
     """Flattened configuration values as TensorBoard's HParams plugin takes them."""
-    return {name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()}
+    return {
+        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()
+    }
 
 
 @dataclasses.dataclass

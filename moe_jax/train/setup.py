@@ -1,4 +1,5 @@
 """Everything a run stands on, built once and in order: mesh, corpus, model, optimiser, compiled steps."""
+
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -48,14 +49,18 @@ class Setup:
         placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         outputs = placed, NamedSharding(self.mesh, PartitionSpec())
         start = time.perf_counter()
-        compiled = jax.jit(step, donate_argnums=0, out_shardings=outputs).lower(self.abstract, self.abstract_batch()).compile()
+        compiled = (
+            jax.jit(step, donate_argnums=0, out_shardings=outputs).lower(self.abstract, self.abstract_batch()).compile()
+        )
         logging.info("Compiled the training step in %.1f s", time.perf_counter() - start)
         return compiled
 
     def compile_eval_step(self) -> Callable[[TrainState, Batch], EvalSums]:
         """The evaluation step, compiled at its first call."""
         return jax.jit(
-            make_eval_step(self.run, self.mesh, self.model, len(self.corpus.domains), self.corpus.tokenizer.bytes_per_token)
+            make_eval_step(
+                self.run, self.mesh, self.model, len(self.corpus.domains), self.corpus.tokenizer.bytes_per_token
+            )
         )
 
     def evaluate(self, eval_step: Callable, params, batches: int) -> Evaluation:

@@ -1,4 +1,5 @@
 """Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+
 import signal
 from types import FrameType
 

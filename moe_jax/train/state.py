@@ -1,4 +1,5 @@
 """The state of a run on its mesh: abstract first (shapes and shardings, nothing allocated), then drawn or restored."""
+
 import math
 from typing import NamedTuple
 
@@ -60,7 +61,10 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, mesh: 
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     opt_state = optax.tree.map_params(
-        optimizer, like, jax.eval_shape(optimizer.init, model.abstract), model.abstract,
+        optimizer,
+        like,
+        jax.eval_shape(optimizer.init, model.abstract),
+        model.abstract,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
     )
     return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), model.abstract, opt_state)

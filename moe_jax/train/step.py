@@ -1,4 +1,5 @@
 """One training step and one evaluation step: the model inside `shard_map`, everything else around it under `jit`."""
+
 from collections.abc import Callable
 from typing import NamedTuple
 

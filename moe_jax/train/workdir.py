@@ -1,4 +1,5 @@
 """A work directory belongs to one run: its configuration is written at the first start and compared at every other."""
+
 import json
 import os
 from collections.abc import Mapping
@@ -23,7 +24,9 @@ def claim(workdir: Path, run: RunConfig) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be written ({error.strerror}): choose another directory") from None
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written ({error.strerror}): choose another directory"
+        ) from None
     if (workdir / CONFIG).exists():
         check_identity(workdir, run)
     write_json(workdir / CONFIG, flatten(run))
@@ -42,7 +45,9 @@ def check_identity(workdir: Path, run: RunConfig) -> None:
         raise ConfigError(f"--workdir={workdir} holds no run ({CONFIG} is missing): train one there first")
     before = json.loads((workdir / CONFIG).read_text())
     now = json.loads(json.dumps(identity(run)))  # tuples as lists, as they come back from the file
-    differing = [f"{name} was {before.get(name)!r}, is {value!r}" for name, value in now.items() if before.get(name) != value]
+    differing = [
+        f"{name} was {before.get(name)!r}, is {value!r}" for name, value in now.items() if before.get(name) != value
+    ]
     if differing:
         raise ConfigError(
             f"--workdir={workdir} holds another run ({'; '.join(differing)}): choose another directory, or set the "

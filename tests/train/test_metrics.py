@@ -73,9 +73,7 @@ def test_resume_drops_what_is_past_the_checkpoint(tmp_path):
         log_steps(writer, [5, 6], value=100.0)
     steps = [1, 2, 3, 4, 5, 6]
     values = [1.0, 2.0, 3.0, 4.0, 105.0, 106.0]
-    assert read_lines(tmp_path) == [
-        {"step": s, "train/loss": v} for s, v in zip(steps, values, strict=True)
-    ]
+    assert read_lines(tmp_path) == [{"step": s, "train/loss": v} for s, v in zip(steps, values, strict=True)]
     assert read_tensors(tmp_path, "train/loss") == list(zip(steps, values, strict=True))
     with pytest.raises(KeyError):
         read_tensors(tmp_path, "eval/loss")  # gone, though nobody has logged it again
