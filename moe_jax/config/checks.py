@@ -35,7 +35,7 @@ def check(run: RunConfig, num_devices: int) -> None:
         )
 
 
-def positive(name: str, value: float) -> None:
+def positive(name: str, value: int | float) -> None:
     """Raises unless value > 0."""
     if not value > 0:
         raise Violation(
@@ -61,17 +61,17 @@ def one_of(name: str, value: str, known: Iterable[str]) -> None:
         raise Violation(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
 
 
-def _between(name: str, value: float, low: float, high: float) -> None:
+def _between(name: str, value: int | float, low: int | float, high: int | float) -> None:
     if not low <= value <= high:
         raise Violation(f"{name}={value} is outside [{low}, {high}]: choose a value inside")
 
 
-def _not_negative(name: str, value: float) -> None:
+def _not_negative(name: str, value: int | float) -> None:
     if not value >= 0:
         raise Violation(f"{name}={value} is negative: give 0 or more")
 
 
-def _each(run: RunConfig, names: str, rule: Callable[[str, float], None]) -> None:
+def _each(run: RunConfig, names: str, rule: Callable[[str, int | float], None]) -> None:
     for name in names.split():
         section, field = name.split(".")
         rule(name, getattr(getattr(run, section), field))

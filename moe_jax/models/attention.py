@@ -40,7 +40,7 @@ def xla_attention(
     batch, length, heads, size = q.shape
     grouped = (batch, length, k.shape[2], heads // k.shape[2], size)
 
-    def attend(start: Int[Array, ""], q: Float[Array, "B Q J R N"], own: Int[Array, "B Q"] | None):
+    def attend(start: int | Int[Array, ""], q: Float[Array, "B Q J R N"], own: Int[Array, "B Q"] | None):
         scores = jnp.einsum("bqjrn,bkjn->bjrqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
         seen = (start + jnp.arange(q.shape[1]))[:, None] >= jnp.arange(length)
         if own is not None:

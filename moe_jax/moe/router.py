@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from moe_jax.config.schema import MoEConfig
@@ -43,7 +44,7 @@ class Router(nnx.Module):
     required_top_k: ClassVar[int | None] = None  # None: any number of choices
 
     def __init__(
-        self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32
+        self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ):
         self.moe = moe
         self.weight = param(rngs, (d_model, moe.num_experts), ("embed", None), init, dtype)

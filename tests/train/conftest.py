@@ -1,0 +1,82 @@
+"""A tiny run on a few kB of text, shared by the tests of training."""
+
+import json
+
+import numpy as np
+import pytest
+
+from moe_jax.config import default_config
+from moe_jax.config.resolve import resolve
+from moe_jax.train.setup import set_up
+from moe_jax.train.state import init_state
+
+WORDS = "the router sends each token to one of the experts and some are dropped there".split()
+
+TINY = {
+    "model.num_layers": 1,
+    "model.d_model": 16,
+    "model.d_ff": 32,
+    "model.num_heads": 2,
+    "model.num_kv_heads": 2,
+    "moe.num_experts": 4,
+    "moe.group_size": 32,
+    "data.sequence_length": 16,
+    "data.batch_size": 8,
+    "data.holdout_fraction": 0.2,
+    "train.steps": 6,
+    "train.schedule": "constant",
+    "train.warmup_steps": 0,
+    "log.every": 2,
+    "eval.every": 3,
+    "eval.batches": 0,
+    "checkpoint.every": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    """A folder with two domains of ten documents each."""
+    folder = tmp_path_factory.mktemp("text")
+    random = np.random.RandomState(0)
+    for domain in ("prose", "numbers"):
+        (folder / domain).mkdir()
+        for i in range(10):
+            words = random.choice(WORDS, 60) if domain == "prose" else map(str, random.randint(0, 1000, 40))
+            (folder / domain / f"{i}.txt").write_text(" ".join(words))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(text, tmp_path_factory):
+    """Fields of the tiny run, flattened."""
+    return TINY | {"data.source": f"text:{text}", "data.cache_dir": str(tmp_path_factory.mktemp("cache"))}
+
+
+@pytest.fixture(scope="session")
+def make_run(tiny):
+    """make_run({"moe.num_experts": 2}) is the tiny run with other fields, resolved for one device or for `devices`."""
+
+    def make(fields=None, devices=1):
+        config = default_config()
+        config.update_from_flattened_dict(tiny | (fields or {}))
+        return resolve(config, devices)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def set_up_once(make_run):
+    """set_up_once(fields, devices) -> (Setup, initial TrainState); equal arguments share one setup.
+
+    The state is a fresh one at each call, since a training step donates it.
+    """
+    setups = {}
+
+    def call(fields=None, devices=1):
+        key = json.dumps([fields, devices], sort_keys=True)
+        if key not in setups:
+            setups[key] = set_up(make_run(fields, devices))
+        setup = setups[key]
+        return setup, init_state(setup.run, setup.abstract, setup.optimizer)
+
+    return call
