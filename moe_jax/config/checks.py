@@ -1,8 +1,9 @@
 """What a valid run satisfies, in the order a user would meet it. Each check names field, value and remedy."""
 
+import math
 from collections.abc import Callable, Iterable
 
-from moe_jax.config.schema import RunConfig
+from moe_jax.config.schema import RunConfig, flatten
 from moe_jax.models.attention import ATTENTION
 from moe_jax.models.block import REMAT
 from moe_jax.moe.dispatch import DISPATCHERS
@@ -24,7 +25,7 @@ TOKENIZERS = ("bytes", "bpe")
 
 def check(run: RunConfig, num_devices: int) -> None:
     """Raises Violation on the first condition that does not hold."""
-    for one in (_sizes, _choices, _ranges, _model, _moe, _data, _train, _mesh):
+    for one in (_numbers, _sizes, _choices, _ranges, _model, _moe, _data, _train, _mesh):
         one(run)
     devices = run.mesh.data * run.mesh.fsdp * run.mesh.expert * run.mesh.tensor
     if devices != num_devices:
@@ -77,12 +78,20 @@ def _each(run: RunConfig, names: str, rule: Callable[[str, int | float], None]) 
         rule(name, getattr(getattr(run, section), field))
 
 
+def _numbers(run: RunConfig) -> None:
+    for name, value in flatten(run).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise Violation(f"{name}={value} is not finite: give a finite number")
+
+
 def _sizes(run: RunConfig) -> None:
     _each(
         run,
         "model.num_layers model.d_model model.d_ff model.num_heads model.num_kv_heads model.head_dim model.vocab_size "
-        "model.attention_chunk model.loss_chunk data.sequence_length data.batch_size train.steps train.accumulate "
-        "log.every checkpoint.every checkpoint.keep mesh.data mesh.fsdp mesh.expert mesh.tensor",
+        "model.attention_chunk model.loss_chunk moe.top_k moe.every moe.d_ff moe.group_size data.sequence_length "
+        "data.batch_size train.steps train.accumulate log.every checkpoint.every checkpoint.keep mesh.data mesh.fsdp "
+        "mesh.expert mesh.tensor",
         positive,
     )
     _each(
@@ -92,6 +101,8 @@ def _sizes(run: RunConfig) -> None:
         _not_negative,
     )
     _not_negative("seed", run.seed)
+    if run.seed >= 2**32:
+        raise Violation(f"seed={run.seed} does not fit into 32 bits: give less than {2**32}")
 
 
 def _choices(run: RunConfig) -> None:
@@ -110,7 +121,12 @@ def _choices(run: RunConfig) -> None:
 
 
 def _ranges(run: RunConfig) -> None:
-    _each(run, "model.rope_theta model.norm_eps model.init_scale train.learning_rate train.eps", positive)
+    _each(
+        run,
+        "model.rope_theta model.norm_eps model.init_scale moe.capacity_factor moe.eval_capacity_factor "
+        "train.learning_rate train.eps",
+        positive,
+    )
     _each(run, "moe.balance_loss moe.z_loss train.weight_decay train.clip_norm", _not_negative)
     _each(run, "train.final_learning_rate moe.second_threshold", lambda n, v: _between(n, v, 0, 1))
     for name, value in (("train.b1", run.train.b1), ("train.b2", run.train.b2), ("moe.jitter", run.moe.jitter)):
@@ -127,6 +143,12 @@ def _model(run: RunConfig) -> None:
     divides("model.num_kv_heads", model.num_kv_heads, "model.num_heads", model.num_heads)
     if model.head_dim % 2:
         raise Violation(f"model.head_dim={model.head_dim} is odd: rotary positions turn pairs, use an even size")
+    length = run.data.sequence_length
+    chunks = {"model.loss_chunk": model.loss_chunk}
+    if model.attention == "xla":
+        chunks["model.attention_chunk"] = model.attention_chunk
+    for name, chunk in chunks.items():
+        divides(name, min(chunk, length), "data.sequence_length", length)
     if model.attention == "cudnn" and model.dtype != "bfloat16":
         raise Violation(f"model.attention='cudnn' needs model.dtype='bfloat16', not {model.dtype!r}")
 
@@ -135,10 +157,10 @@ def _moe(run: RunConfig) -> None:
     moe = run.moe
     if moe.num_experts == 0:
         return
-    _each(run, "moe.top_k moe.every moe.d_ff moe.group_size moe.capacity_factor moe.eval_capacity_factor", positive)
     if moe.top_k > moe.num_experts:
         raise Violation(
-            f"moe.top_k={moe.top_k} is more than moe.num_experts={moe.num_experts}: a token has at most that many"
+            f"moe.top_k={moe.top_k} is more than moe.num_experts={moe.num_experts}: a token visits an expert once, "
+            "lower moe.top_k or raise moe.num_experts"
         )
     if moe.router == "switch" and moe.top_k != 1:
         raise Violation(f"moe.top_k={moe.top_k} with moe.router='switch', which is top-1: use moe.router='top_k'")
@@ -200,11 +222,18 @@ def _mesh(run: RunConfig) -> None:
     )
     if moe.num_experts:
         tokens = batch // shards * data.sequence_length
-        divides(
-            "moe.group_size",
-            moe.group_size,
-            f"tokens a device and micro-batch ({batch_name} / {shards} * data.sequence_length)",
-            tokens,
-        )
+        if tokens % moe.group_size:
+            near = max(size for size in range(1, min(moe.group_size, tokens) + 1) if tokens % size == 0)
+            raise Violation(
+                f"moe.group_size={moe.group_size} does not divide the {tokens} tokens of a device ({batch_name}={batch}"
+                f" over {shards} devices, data.sequence_length={data.sequence_length}): use moe.group_size={near}, or "
+                "another divisor"
+            )
         divides("mesh.expert", mesh.expert, "moe.num_experts", moe.num_experts)
         divides("mesh.tensor * mesh.fsdp", mesh.tensor * mesh.fsdp, "moe.d_ff", moe.d_ff)
+        divides(
+            "mesh.tensor * mesh.fsdp * mesh.expert",
+            mesh.tensor * weights,
+            "moe.num_shared_experts * moe.d_ff",
+            moe.num_shared_experts * moe.d_ff,
+        )

@@ -51,6 +51,7 @@ def _build(cls: type, tree: Mapping[str, Any], prefix: str) -> Any:
     for name, value in tree.items():
         if name not in fields:
             check_field(f"{prefix}{name}")
+            raise ConfigError(f"{prefix}{name} is the name of a field, not of a section: nest it, a level for each dot")
         default = fields[name].default
         if not dataclasses.is_dataclass(default):
             values[name] = _typed(f"{prefix}{name}", value, default, fields[name].type)
@@ -64,18 +65,24 @@ def _build(cls: type, tree: Mapping[str, Any], prefix: str) -> Any:
 def _typed(name: str, value: Any, default: Any, declared: Any) -> Any:
     """`value` as the type of `default`. Integers pass for floats, lists for tuples; nothing else is converted."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ConfigError(f"{name} is larger than any float: give less than 1e308") from None
     if isinstance(default, tuple) and isinstance(value, tuple | list):
         element = declared.__args__[0]
         return tuple(_typed(f"{name}[{i}]", v, element(), element) for i, v in enumerate(value))
     if type(value) is not type(default):
-        raise ConfigError(f"{name}={value!r} is a {type(value).__name__}: give a {type(default).__name__}")
+        raise ConfigError(
+            f"{name}={value!r} is of type {type(value).__name__}: give a value of type {type(default).__name__}"
+        )
     return value
 
 
 def _derive(run: RunConfig, num_devices: int) -> RunConfig:
     model, moe = run.model, run.moe
     if model.head_dim == 0:
+        checks.positive("model.d_model", model.d_model)
         checks.positive("model.num_heads", model.num_heads)
         checks.divides("model.num_heads", model.num_heads, "model.d_model", model.d_model)
         model = dataclasses.replace(model, head_dim=model.d_model // model.num_heads)

@@ -55,11 +55,11 @@ def make_plan(routing: Routing, capacity: int, drop_order: str) -> Plan:
     def plan_group(expert: Int[Array, "T K"], wanted: Bool[Array, "T K"], probability: Float[Array, "T"]):
         k = expert.shape[-1]
         slots, choices = num_experts * capacity, expert.size
-        queue = order(probability, k)
+        queue = order(probability, k).astype(jnp.int32)
         expert, wanted = expert.reshape(-1)[queue], wanted.reshape(-1)[queue]
         asks = jax.nn.one_hot(expert, num_experts, dtype=jnp.int32) * wanted[:, None]
         place = jnp.sum(jnp.cumsum(asks, axis=0) * asks, axis=-1) - 1  # in the expert's queue; -1: not wanted
-        slot = jnp.where((place >= 0) & (place < capacity), expert * capacity + place, slots)
+        slot = jnp.where((place >= 0) & (place < capacity), expert * capacity + place, slots).astype(jnp.int32)
         choice_in_slot = jnp.full((slots,), choices, jnp.int32).at[slot].set(queue, mode="drop")
         slot_of_choice = jnp.zeros((choices,), jnp.int32).at[queue].set(slot, unique_indices=True)
         return Plan(slot_of_choice.reshape(-1, k), choice_in_slot)

@@ -1,5 +1,7 @@
 """Checkpoints: the whole state of a run and the position in its data, written asynchronously by Orbax."""
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import grain
@@ -46,20 +48,22 @@ class Checkpoints:
     def restore(self, abstract: TrainState, data: grain.DatasetIterator | None = None) -> TrainState | None:
         """The newest state that can be read, in the shardings of `abstract`; `data` is moved to its position.
 
-        A checkpoint that cannot be read is said so, renamed to STEP.damaged by a run that writes here, and the one
-        before it is tried. None: there is no checkpoint at all. Raises ValueError when none of those there can be read.
+        A checkpoint that cannot be read is said so and the one before it is tried; if that is good, a run that writes
+        here renames the other to STEP.damaged. None: there is no checkpoint at all. Raises ValueError when none of
+        those there can be read; they stay as they are, in case that it is not their fault.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
+        for tried, step in enumerate(steps):
             try:
-                return self._restore_step(step, abstract, data)
+                state = self._restore_step(step, abstract, data)
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 logging.warning(
                     "Checkpoint %d in %s cannot be read (%s); trying the one before", step, self._directory, reason
                 )
-                if self._writes:
-                    self._set_aside(step)
+            else:
+                self._set_aside(steps[:tried])
+                return state
         if steps:
             raise ValueError(
                 f"none of the checkpoints {steps} in {self._directory} can be read (see above; nothing was deleted): "
@@ -74,7 +78,11 @@ class Checkpoints:
         restored = self._manager.restore(step, args=args.Composite(**items))
         return TrainState(**restored["state"])
 
-    def _set_aside(self, step: int) -> None:
-        damaged = self._directory / str(step)
-        damaged.rename(damaged.with_name(f"{step}.damaged"))
+    def _set_aside(self, damaged: Sequence[int]) -> None:
+        if not damaged or not self._writes:
+            return
+        for step in damaged:
+            names = itertools.chain([f"{step}.damaged"], (f"{step}.damaged.{n}" for n in itertools.count(2)))
+            free = next(name for name in names if not (self._directory / name).exists())
+            (self._directory / str(step)).rename(self._directory / free)
         self._manager.reload()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -53,6 +54,7 @@ def evaluate(
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     if total is None or not total.tokens.sum():
         raise ValueError("there is no held-out text to evaluate on: raise data.holdout_fraction")
+    routing = None if total.routing is None else routing_stats(jax.tree.map(jnp.asarray, total.routing))
     present = [i for i, tokens in enumerate(total.tokens) if tokens]
     bits = lambda nats, text: float(nats / math.log(2) / max(text, 1))
     return Evaluation(
@@ -61,5 +63,5 @@ def evaluate(
         loss_by_domain={domains[i]: float(total.nats[i] / total.tokens[i]) for i in present},
         bits_per_byte_by_domain={domains[i]: bits(total.nats[i], total.bytes[i]) for i in present},
         tokens=int(total.tokens.sum()),
-        dropped_fraction=float(np.mean(routing_stats(total.routing).dropped)) if total.routing is not None else 0.0,
+        dropped_fraction=0.0 if routing is None else float(np.mean(routing.dropped)),
     )

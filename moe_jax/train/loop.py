@@ -16,7 +16,8 @@ from moe_jax.train.checkpoints import Checkpoints
 from moe_jax.train.clock import Clock
 from moe_jax.train.evaluation import Evaluation
 from moe_jax.train.hardware import peak_flops
-from moe_jax.train.metrics import MetricsWriter
+from moe_jax.train.metrics import MetricsWriter, last_line
+from moe_jax.train.profile import Profile
 from moe_jax.train.progress import Progress
 from moe_jax.train.setup import Setup, set_up
 from moe_jax.train.signals import StopRequest
@@ -29,12 +30,13 @@ def train(run: RunConfig, directory: Path) -> int:
     Returns the exit code: 0, or 128 + the number of the signal (Ctrl-C, SIGTERM) that ended it early, checkpointed.
     Raises ConfigError or ValueError, one line each, for what cannot run.
     """
-    workdir.claim(directory, run)
+    workdir.prepare(directory, run)
     warn(run)
     for line in describe(run):
         logging.info(line)
     setup = set_up(run)
     assert num_params(setup.model) == count(run).total_params
+    workdir.claim(directory, run)
     data = train_iterator(setup.corpus, run.data, run.seed, jax.process_index(), jax.process_count())
     with StopRequest() as stop, Checkpoints(directory, run.checkpoint) as checkpoints:
         state = checkpoints.restore(setup.abstract, data)
@@ -43,6 +45,9 @@ def train(run: RunConfig, directory: Path) -> int:
         first = int(state.step)
         if resumed:
             logging.info("Resumed at step %d", first)
+        if first >= run.train.steps and workdir.is_finished(directory, first):
+            logging.info("All %d steps are done: raise train.steps to go on", first)
+            return 0
         with MetricsWriter(directory, first) as writer:
             writer.hparams(report.hparams(identity(run)), report.HPARAMS_METRICS)
             writer.text(first, "config", markdown(run))
@@ -72,25 +77,25 @@ class _Loop:
         self.step = int(state.step)
         self.progress = Progress(self.run.train.steps, self.step)
         self.clock = Clock(self.run.data.batch_size * self.run.data.sequence_length, self.step)
-        self.last: dict[str, float] = {}
+        self.profile = Profile(directory, self.run.train.profile)
+        self.last = last_line(directory, "train/loss")  # of an earlier life, in case that it did all the steps
 
     def run_to_end(self) -> None:
         run = self.run
         try:
             while self.step < run.train.steps and not self.stop.signal:
                 self._one_step()
+            self.profile.stop(self.state)
             self._checkpoint()
             if not self.stop.signal:
                 self._finish()
-        except BaseException:
-            self.writer.finish("failure", {})
-            raise
         finally:
+            self.profile.stop()
             self.progress.close()
 
     def _one_step(self) -> None:
         run = self.run
-        self._profile()
+        self.profile.before_step(self.step, self.state)
         batch = self.setup.place(next(self.data))
         self.state, metrics = self.train_step(self.state, batch)
         self.step += 1
@@ -104,14 +109,14 @@ class _Loop:
 
     def _log(self, metrics: Any, pictures: bool) -> None:
         rate = self.clock.lap(self.step)
-        self.last = report.scalars(metrics)
         speed = {"train/tokens_per_second": rate, "train/step_seconds": self.clock.tokens_per_step / rate}
         peak = peak_flops(jax.devices()[0].device_kind)
         if peak is not None:
             speed["train/model_flops_utilisation"] = (
                 rate * count(self.run).flops_per_token / (peak * self.setup.mesh.size)
             )
-        self.writer.scalars(self.step, self.last | speed)
+        self.last = report.scalars(metrics) | speed
+        self.writer.scalars(self.step, self.last)
         if pictures:
             report.write_pictures(self.writer, self.step, metrics)
         self.progress.update(self.step, self.last["train/loss"], rate)
@@ -140,22 +145,12 @@ class _Loop:
 
     def _finish(self) -> None:
         evaluation = self._evaluate(self.run.eval.batches)
-        totals = report.Totals(self.step, self.clock.tokens_per_second(), self.clock.seconds, self.setup.corpus.sha256)
+        rate = self.clock.tokens_per_second() or self.last.get("train/tokens_per_second", 0.0)
+        totals = report.Totals(self.step, rate, self.clock.seconds, self.setup.corpus.sha256)
         result = report.summary(self.run, totals, self.last, evaluation)
-        self.writer.finish("success", {name: result[name] or 0.0 for name in report.HPARAMS_METRICS})
+        self.writer.finish("success", {name: result[name] for name in report.HPARAMS_METRICS})
         if jax.process_index() == 0:
-            workdir.write_json(self.directory / "summary.json", result)
-
-    def _profile(self) -> None:
-        """Traces the steps that train.profile asks for into WORKDIR/profile."""
-        if not self.run.train.profile:
-            return
-        first, steps = self.run.train.profile
-        if self.step == first:
-            jax.profiler.start_trace(str(self.directory / "profile"))
-        elif self.step == first + steps:
-            jax.block_until_ready(self.state)
-            jax.profiler.stop_trace()
+            workdir.write_summary(self.directory, result)
 
 
 def _due(step: int, every: int) -> bool:

@@ -47,7 +47,8 @@ class MetricsWriter:
     After a restart from a checkpoint, `resumed_step` is the checkpoint's step: what an earlier life of the run logged
     past it is dropped, since it will be logged again. With 0 the run starts over: metrics.jsonl starts empty.
     Everything is flushed when a method returns, so that a killed run keeps its metrics. A name belongs to one kind of
-    value: the same for a scalar and an image, say, is a ValueError.
+    value: the same for a scalar and an image, say, is a ValueError. Left by an exception, as a context manager, it ends
+    the HParams session as a failure.
     """
 
     @_first_process_only
@@ -65,7 +66,9 @@ class MetricsWriter:
     def __enter__(self) -> "MetricsWriter":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception) -> None:
+        if kind is not None:
+            self.finish("failure", {})
         self.close()
 
     @_first_process_only
@@ -142,6 +145,17 @@ def _reopen_lines(path: Path, first_step: int) -> TextIO:
     rewritten.write_text("".join(f"{line}\n" for line in old if _step_of(line) < first_step), encoding="utf-8")
     os.replace(rewritten, path)
     return path.open("a", encoding="utf-8")
+
+
+def last_line(workdir: Path, name: str) -> dict[str, float]:
+    """The newest line of metrics.jsonl that holds `name`, null read as NaN; {} where there is none."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in reversed(lines):
+        values = json.loads(line)
+        if name in values:
+            return {key: math.nan if value is None else value for key, value in values.items()}
+    return {}
 
 
 def _step_of(line: str) -> int | float:

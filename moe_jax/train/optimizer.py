@@ -22,7 +22,8 @@ def _cosine(train: TrainConfig) -> optax.Schedule:
 def _inverse_square_root(train: TrainConfig) -> optax.Schedule:
     """learning_rate at the end of the warm-up, then falling with 1 / sqrt(step) (Vaswani et al. 2017)."""
     warmup = max(train.warmup_steps, 1)
-    return lambda step: train.learning_rate * jnp.minimum(step / warmup, jnp.sqrt(warmup / jnp.maximum(step, 1)))
+    rising = lambda step: step / warmup if train.warmup_steps else 1.0
+    return lambda step: train.learning_rate * jnp.minimum(rising(step), jnp.sqrt(warmup / jnp.maximum(step, 1)))
 
 
 def _warmup_stable_decay(train: TrainConfig) -> optax.Schedule:
@@ -66,10 +67,15 @@ def _adamw(train: TrainConfig, decayed: PyTree) -> optax.GradientTransformation:
 
 
 def _adafactor(train: TrainConfig, decayed: PyTree) -> optax.GradientTransformation:
-    """Adafactor as Switch Transformer used it: updates in proportion to the parameter's scale."""
-    return optax.adafactor(
-        learning_rate(train), weight_decay_rate=train.weight_decay or None, weight_decay_mask=decayed
-    )
+    """Adafactor as Switch Transformer used it: updates in proportion to the parameter's scale.
+
+    Weight decay is in proportion to the learning rate, as in AdamW (optax's own is not).
+    """
+    rate = learning_rate(train)
+    adafactor = optax.adafactor(rate)
+    if not train.weight_decay:
+        return adafactor
+    return optax.chain(adafactor, optax.add_decayed_weights(lambda step: -train.weight_decay * rate(step), decayed))
 
 
 OPTIMIZERS: dict[str, Callable] = {"adamw": _adamw, "adafactor": _adafactor}

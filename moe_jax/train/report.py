@@ -1,6 +1,7 @@
 """From a step's metrics to names and numbers in metrics.jsonl, TensorBoard and summary.json."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def summary(run: RunConfig, totals: Totals, last: dict[str, float], evaluation: 
     counts = count(run)
     return {
         "steps": totals.steps,
-        "train_loss": last.get("train/loss"),
+        "train_loss": last.get("train/loss", math.nan),
         "eval_loss": evaluation.loss,
         "eval_bits_per_byte": evaluation.bits_per_byte,
         "eval_bits_per_byte_by_domain": evaluation.bits_per_byte_by_domain,

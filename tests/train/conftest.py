@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +21,8 @@ TINY = {
     "model.num_heads": 2,
     "model.num_kv_heads": 2,
     "moe.num_experts": 4,
-    "moe.group_size": 32,
+    "moe.d_ff": 32,
+    "moe.group_size": 16,
     "data.sequence_length": 16,
     "data.batch_size": 8,
     "data.holdout_fraction": 0.2,
@@ -68,15 +71,17 @@ def make_run(tiny):
 def set_up_once(make_run):
     """set_up_once(fields, devices) -> (Setup, initial TrainState); equal arguments share one setup.
 
-    The state is a fresh one at each call, since a training step donates it.
+    The state is a copy, since a training step donates it.
     """
-    setups = {}
+    known = {}
+    copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
 
     def call(fields=None, devices=1):
         key = json.dumps([fields, devices], sort_keys=True)
-        if key not in setups:
-            setups[key] = set_up(make_run(fields, devices))
-        setup = setups[key]
-        return setup, init_state(setup.run, setup.abstract, setup.optimizer)
+        if key not in known:
+            setup = set_up(make_run(fields, devices))
+            known[key] = setup, init_state(setup.run, setup.abstract, setup.optimizer)
+        setup, state = known[key]
+        return setup, copy(state)
 
     return call

@@ -1,0 +1,166 @@
+"""The decoder: its options agree where they must, and it is causal."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from moe_jax.config import default_config
+from moe_jax.config.resolve import resolve
+from moe_jax.models.block import Context
+from moe_jax.models.decoder import Decoder, fan_in_init
+from moe_jax.parallel.mesh import make_mesh
+
+B, L = 2, 16
+
+
+def make_run(**fields):
+    config = default_config()
+    base = {
+        "model.num_layers": 5, "model.d_model": 16, "model.d_ff": 24, "model.num_heads": 4, "model.num_kv_heads": 2,
+        "model.vocab_size": 32, "moe.num_experts": 4, "moe.every": 2, "moe.first_dense": 0, "moe.group_size": L,
+        "moe.router": "top_k", "moe.top_k": 2, "data.sequence_length": L, "data.batch_size": B,
+    }  # fmt: skip
+    config.update_from_flattened_dict({**base, **fields})
+    return resolve(config)
+
+
+def tokens(seed=0):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, 32, (B, L)), jnp.int32)
+
+
+def build(run):
+    return nnx.split(Decoder(run, nnx.Rngs(params=0)), nnx.Param)
+
+
+def call(run, weights, method, *args):
+    """Decoder.`method`(*args) with `weights` on a mesh of one device."""
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(run, nnx.Rngs(params=0))), nnx.Param)
+    bound = lambda weights: getattr(nnx.merge(graphdef, weights), method)(*args)
+    return jax.shard_map(bound, mesh=make_mesh(run.mesh), in_specs=P(), out_specs=P())(weights)
+
+
+def loss_and_gradients(run, weights, key=None):
+    documents = jnp.ones((B, L), jnp.int32)
+
+    def loss(weights):
+        nll, sums = call(run, weights, "negative_log_likelihood", tokens(), tokens(1), documents, key, True)
+        return jnp.sum(nll), sums
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
+
+
+def assert_close(one, other, rtol=1e-5):
+    scale = lambda x: max(float(jnp.max(jnp.abs(x))), 1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=rtol * scale(b)), one, other)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """Weights, a key, and what the default options make of them."""
+    run, key = make_run(**{"moe.jitter": 0.1}), jax.random.key(3)
+    weights = build(run)[1]
+    return weights, key, loss_and_gradients(run, weights, key)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model.remat": "full"},
+        {"model.remat": "save_exchange"},
+        {"model.attention_chunk": 4, "model.loss_chunk": 4},
+        {"moe.dispatcher": "einsum"},
+    ],
+    ids=str,
+)
+def test_what_must_not_change_the_result_does_not(changed, plain):
+    weights, key, expected = plain
+    actual = loss_and_gradients(make_run(**{"moe.jitter": 0.1}, **changed), weights, key)
+    assert_close(actual, expected, rtol=2e-5)
+
+
+def test_a_scanned_segment_equals_its_layers_one_after_another():
+    """The stacked weights of the segments, taken apart and applied by hand in layer order."""
+    run = make_run()
+    graphdef, weights = build(run)
+    documents = jnp.ones((B, L), jnp.int32)
+    expected, sums = jax.jit(lambda weights: call(run, weights, "hidden", tokens(), documents, None, True))(weights)
+    decoder = nnx.merge(graphdef, weights)
+    assert [segment.spec for segment in decoder.segments] == [(("dense", "moe"), 2), (("dense",), 1)]
+
+    def unrolled(weights):
+        decoder = nnx.merge(graphdef, weights)
+        x, loads = decoder.embedding[...][tokens()], []
+        for segment in decoder.segments:
+            for repeat in range(segment.spec.repeats):
+                for block in segment.blocks:
+                    block_graph, stacked = nnx.split(block)
+                    layer = nnx.merge(block_graph, jax.tree.map(lambda w, repeat=repeat: w[repeat], stacked))
+                    x, layer_sums = layer(x, Context(documents > 0, None, None), None, True)
+                    loads += [layer_sums.assigned] if layer_sums is not None else []
+        return decoder.norm(x), jnp.stack(loads)
+
+    on_mesh = jax.shard_map(unrolled, mesh=make_mesh(run.mesh), in_specs=P(), out_specs=P())
+    x, loads = jax.jit(on_mesh)(weights)
+    assert_close(x, expected)
+    np.testing.assert_array_equal(loads, sums.assigned)
+    assert sums.assigned.shape == (2, 4)
+
+
+@pytest.mark.parametrize("changed", [{}, {"model.tie_embeddings": True}, {"moe.num_experts": 0}], ids=str)
+def test_a_later_token_does_not_change_an_earlier_output(changed):
+    run = make_run(**changed, **{"moe.capacity_factor": 0.5})
+    weights = build(run)[1]
+    documents = jnp.ones((B, L), jnp.int32)
+    other = tokens().at[:, L // 2 :].set(tokens(5)[:, L // 2 :])
+    hidden = jax.jit(lambda weights, inputs: call(run, weights, "hidden", inputs, documents, None, True)[0])
+    y, y_other = hidden(weights, tokens()), hidden(weights, other)
+    np.testing.assert_array_equal(y[:, : L // 2], y_other[:, : L // 2])
+    assert np.all(np.any(y[:, L // 2 :] != y_other[:, L // 2 :], axis=-1))
+
+
+def test_masked_documents_make_a_packed_row_equal_to_its_documents_alone():
+    """With slots for all, a document's output does not depend on its neighbours in the row."""
+    run = make_run(**{"data.mask_documents": True, "moe.capacity_factor": 4.0})
+    weights = build(run)[1]
+    documents = jnp.asarray([[1] * 6 + [2] * 10, [1] * 16], jnp.int32)
+    hidden = jax.jit(lambda weights, inputs: call(run, weights, "hidden", inputs, documents, None, True)[0])
+    changed = tokens().at[0, :6].set(tokens(5)[0, :6])
+    y, y_changed = hidden(weights, tokens()), hidden(weights, changed)
+    np.testing.assert_allclose(y[0, 6:], y_changed[0, 6:], rtol=1e-5, atol=1e-6)
+    assert np.any(y[0, :6] != y_changed[0, :6])
+
+
+def test_tied_embeddings_serve_as_the_output_head():
+    run = make_run(**{"model.tie_embeddings": True})
+    weights = build(run)[1]
+    documents = jnp.ones((B, L), jnp.int32)
+    x, _ = call(run, weights, "hidden", tokens(), documents, None, False)
+    nll, _ = call(run, weights, "negative_log_likelihood", tokens(), tokens(1), documents, None, False)
+    logits = x @ weights["embedding"][...].T
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens(1)[..., None], axis=-1)
+    np.testing.assert_allclose(nll, -picked.sum((1, 2)), rtol=1e-5)
+    assert "head" not in weights
+
+
+def test_bfloat16_stays_near_float32():
+    run = make_run(**{"moe.capacity_factor": 4.0})
+    weights = build(run)[1]
+    (exact, _), _ = loss_and_gradients(run, weights)
+    (rounded, _), grads = loss_and_gradients(
+        dataclasses.replace(run, model=dataclasses.replace(run.model, dtype="bfloat16")), weights
+    )
+    np.testing.assert_allclose(rounded, exact, rtol=5e-3)
+    assert rounded != exact
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
+
+
+def test_initial_weights_have_the_variance_of_their_fan_in_for_every_expert():
+    draw = fan_in_init(0.1)(jax.random.key(0), (4, 256, 300), jnp.float32)
+    np.testing.assert_allclose(np.var(draw, axis=(1, 2)), 0.1 / 256, rtol=0.05)
+    assert np.max(np.abs(draw)) < 2.3 * (0.1 / 256) ** 0.5  # truncated at two standard deviations of the parent normal
+    assert len(np.unique(draw[:, 0, 0])) == 4

@@ -1,0 +1,28 @@
+"""An MoE layer called by itself, on a mesh of one device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from moe_jax.config import MeshConfig, MoEConfig
+from moe_jax.models.decoder import fan_in_init
+from moe_jax.moe.layer import MoELayer
+from moe_jax.parallel.mesh import make_mesh
+
+
+def on_one_device(function):
+    return jax.shard_map(function, mesh=make_mesh(MeshConfig()), in_specs=P(), out_specs=P())
+
+
+def make_layer(moe: MoEConfig, d_model: int, seed: int = 0) -> MoELayer:
+    return MoELayer(d_model, moe, fan_in_init(1.0), nnx.Rngs(params=seed), jnp.zeros(()).dtype)
+
+
+def apply(layer: MoELayer, x, valid=None, keys=None, train=True):
+    """(y, sums) of x [B, L, D]."""
+    graphdef, weights = nnx.split(layer)
+    valid = np.ones(x.shape[:2], bool) if valid is None else valid
+    forward = lambda weights, x, valid: nnx.merge(graphdef, weights)(x, valid, keys, train)
+    return jax.jit(on_one_device(forward))(weights, x, valid)

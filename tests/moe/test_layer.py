@@ -1,0 +1,173 @@
+"""The whole layer against loops in NumPy: outputs, every gradient, every count; every dispatcher in one table."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from one_device import apply, make_layer, on_one_device
+from oracle import moe_layer
+
+from moe_jax.config import MoEConfig
+from moe_jax.moe.balance import balance_loss, z_loss
+from moe_jax.moe.dispatch import DISPATCHERS
+from moe_jax.moe.feed_forward import FeedForward
+from moe_jax.moe.plan import DROP_ORDERS
+from moe_jax.moe.stats import routing_stats
+
+G, T, D, F, E = 3, 20, 6, 10, 5
+ROUTINGS = (("switch", 1, False), ("top_k", 1, False), ("gshard", 2, False), ("top_k", 2, False), ("top_k", 4, True))
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def config(**fields) -> MoEConfig:
+    defaults = dict(num_experts=E, d_ff=F, activation="relu", group_size=T, capacity_factor=0.7)
+    return MoEConfig(**{**defaults, **fields})
+
+
+def inputs(seed=0):
+    rng = np.random.default_rng(seed)
+    valid = rng.random((G, T)) > 0.2
+    valid[1] = True  # one group without padding
+    return rng.normal(size=(G, T, D)), valid, rng.normal(size=(G, T, D))
+
+
+@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+@pytest.mark.parametrize("drop_order", DROP_ORDERS)
+@pytest.mark.parametrize(("router", "top_k", "normalize"), ROUTINGS)
+def test_equals_loops_over_tokens_and_experts(router, top_k, normalize, drop_order, dispatcher):
+    moe = config(router=router, top_k=top_k, normalize_gates=normalize, drop_order=drop_order, dispatcher=dispatcher)
+    layer = make_layer(moe, D)
+    x, valid, dy = inputs()
+    weights = {
+        "router": layer.router.weight[...],
+        "up": layer.experts.up[...],
+        "down": layer.experts.down[...],
+    }
+    expected = moe_layer(x, valid, {name: np.asarray(w) for name, w in weights.items()}, moe, dy)
+    assert 0 < expected.dropped < expected.assigned.sum()
+
+    graphdef, state = nnx.split(layer)
+
+    def loss(state, x):
+        y, sums = nnx.merge(graphdef, state)(x, jnp.asarray(valid), None, True)
+        return jnp.sum(y * dy) + balance_loss(sums) + z_loss(sums), (y, sums)
+
+    (_, (y, sums)), (grads, dx) = jax.jit(jax.value_and_grad(on_one_device(loss), argnums=(0, 1), has_aux=True))(
+        state, x
+    )
+    close = lambda actual, wanted: np.testing.assert_allclose(actual, wanted, rtol=1e-9, atol=1e-11)
+    close(y, expected.y)
+    close(balance_loss(sums), expected.balance_loss)
+    close(z_loss(sums), expected.z_loss)
+    close(sums.assigned, expected.assigned)
+    close(sums.dropped_by_rank.sum(), expected.dropped)
+    close(dx, expected.gradients["x"])
+    close(grads["router"]["weight"][...], expected.gradients["router"])
+    close(grads["experts"]["up"][...], expected.gradients["up"])
+    close(grads["experts"]["down"][...], expected.gradients["down"])
+
+
+@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+def test_a_token_without_any_slot_adds_nothing_to_the_residual_stream(dispatcher):
+    moe = config(top_k=1, capacity_factor=0.25, dispatcher=dispatcher)  # C = 1
+    layer = make_layer(moe, D)
+    x = np.tile(np.random.default_rng(1).normal(size=(1, 1, D)), (1, T, 1))  # equal tokens, so one expert for all
+    y, sums = apply(layer, x)
+    assert np.any(y[0, 0] != 0)
+    assert np.all(y[0, 1:] == 0)
+    assert sums.passed_through == T - 1
+    np.testing.assert_allclose(routing_stats(jax.tree.map(lambda s: s[None], sums)).passed_through, (T - 1) / T)
+
+
+def test_padding_takes_no_slot_and_counts_in_no_statistic():
+    """The same valid tokens with and without padding before them give the same outputs and sums."""
+    moe = config(top_k=2, router="top_k", capacity_factor=0.8, group_size=T)
+    layer = make_layer(moe, D)
+    x, _, _ = inputs()
+    valid = np.ones((G, T), bool)
+    valid[:, : T // 2] = False
+    y, sums = apply(layer, x, valid)
+    other = x.copy()
+    other[:, : T // 2] = 7.0  # whatever padding holds
+    y_other, sums_other = apply(layer, other, valid)
+    assert np.all(y[:, : T // 2] == 0)
+    np.testing.assert_array_equal(y[:, T // 2 :], y_other[:, T // 2 :])
+    jax.tree.map(np.testing.assert_array_equal, sums, sums_other)
+    assert sums.tokens == G * T // 2
+    assert sums.assigned.sum() == 2 * G * T // 2
+
+
+def test_a_group_may_span_sequences_and_groups_do_not_see_each_other():
+    x, _, _ = inputs()
+    moe = config(top_k=2, router="top_k", group_size=2 * T)
+    x = np.concatenate([x, x[:1] + 1])  # 4 sequences, 2 groups
+    layer = make_layer(moe, D)
+    y, _ = apply(layer, x)
+    changed = x.copy()
+    changed[3] *= -1
+    y_changed, _ = apply(layer, changed)
+    np.testing.assert_array_equal(y[:2], y_changed[:2])
+    assert np.any(y[2:] != y_changed[2:])
+
+
+def test_train_and_evaluation_have_their_own_capacity():
+    layer = make_layer(config(capacity_factor=0.5, eval_capacity_factor=float(E)), D)
+    x, _, _ = inputs()
+    _, train = apply(layer, x, train=True)
+    _, evaluation = apply(layer, x, train=False)
+    assert train.dropped_by_rank.sum() > 0
+    assert evaluation.dropped_by_rank.sum() == 0
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu", "geglu"])
+def test_gated_and_plain_experts_compute_what_a_feed_forward_of_the_same_weights_does(activation):
+    """One expert that takes every token, gate 1, is a dense feed-forward network."""
+    moe = config(num_experts=1, activation=activation, capacity_factor=1.0)
+    layer = make_layer(moe, D)
+    dense = FeedForward(D, F, activation, nnx.initializers.zeros, nnx.Rngs(0), jnp.float64)
+    for name in ("gate", "up", "down"):
+        if hasattr(dense, name):
+            getattr(dense, name)[...] = getattr(layer.experts, name)[0]
+    x, _, _ = inputs()
+    y, _ = apply(layer, x)
+    act = {"gelu": jax.nn.gelu, "geglu": jax.nn.gelu, "swiglu": jax.nn.silu}[activation]
+    up = x @ dense.up[...]
+    hidden = act(up) if activation == "gelu" else act(x @ dense.gate[...]) * up
+    np.testing.assert_allclose(y, hidden @ dense.down[...], rtol=1e-10)
+    graphdef, state = nnx.split(dense)
+    ff = on_one_device(lambda state, x: nnx.merge(graphdef, state)(x))(state, x)
+    np.testing.assert_allclose(ff, y, rtol=1e-10)
+
+
+def test_shared_experts_see_every_token_whatever_was_dropped():
+    moe = config(top_k=1, capacity_factor=0.25)
+    plain = make_layer(moe, D)
+    both = make_layer(config(top_k=1, capacity_factor=0.25, num_shared_experts=2), D)
+    assert both.shared.up.shape == (D, 2 * F)
+    nnx.update(both, nnx.state(plain))
+    x, _, _ = inputs()
+    shared = np.maximum(x @ both.shared.up[...], 0) @ both.shared.down[...]
+    np.testing.assert_allclose(apply(both, x)[0], apply(plain, x)[0] + shared, rtol=1e-9, atol=1e-12)
+
+
+def test_dispatchers_agree_on_every_shape_of_group():
+    """Odd sizes, one token a group, one expert, one slot."""
+    for tokens, experts, top_k, factor in ((1, 3, 2, 1.0), (7, 1, 1, 1.0), (13, 7, 3, 0.1), (12, 4, 4, 8.0)):
+        outputs = []
+        x = np.random.default_rng(tokens).normal(size=(2, tokens, D))
+        for dispatcher in DISPATCHERS:
+            moe = config(
+                num_experts=experts, top_k=top_k, router="top_k", capacity_factor=factor, group_size=tokens,
+                dispatcher=dispatcher,
+            )  # fmt: skip
+            outputs.append(apply(make_layer(moe, D), x))
+        for one, other in itertools.pairwise(outputs):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), one, other)
