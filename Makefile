@@ -38,12 +38,14 @@ test-gpu: venv
 lint: venv
 	$(BIN)/ruff check .
 
-# Two runs side by side, a core each; then steps and time to the dense model's loss.
+# Trains a dense model and its Switch twin of equal FLOPs a token, then prints steps and time to the dense model's loss.
 compare: venv
-	$(BIN)/python experiments/compare.py --baseline=configs/dense_small.py --config=configs/switch_small.py --workdir=$(RUNS)/compare
+	for run in dense_small switch_small; do \
+	  $(BIN)/python experiments/train.py --config=configs/$$run.py --workdir=$(RUNS)/$$run || exit $$?; done
+	$(BIN)/python experiments/compare.py --runs=$(RUNS)/dense_small,$(RUNS)/switch_small --workdir=$(RUNS)/compare
 
 benchmark: venv
-	$(BIN)/python experiments/benchmark.py layer --workdir=$(RUNS)/benchmark
+	$(BIN)/python experiments/benchmark.py --suite=layer --workdir=$(RUNS)/benchmark
 
 tensorboard: venv
 	$(BIN)/tensorboard --logdir=$(RUNS)

@@ -1,10 +1,10 @@
 """A small Switch Transformer to compare with its dense twin, `dense_small.py`: `make compare` trains both.
 
-The model of `quickstart.py`, trained four times as long on the source archive of Django 5.1.4: English, code, tests and
+The model of `quickstart.py`, trained for 4,000 steps on the source archive of Django 5.1.4: English, code, tests and
 translations, bytes as tokens. The version is pinned, so that figures of two machines can be compared. It has 16 times
 the feed-forward weights of its twin at 2% more FLOPs per token, which are the router's.
 
-Cost: four times the steps of `quickstart.py`; the first run downloads about 11 MB.
+Cost: each step is one of `quickstart.py`; the first run downloads about 11 MB.
 """
 
 from moe_jax.config import default_config

@@ -19,8 +19,13 @@ _PACKAGE = Path(__file__).parent
 def define_run_flags() -> None:
     """--config=FILE with --config.section.field=value, and --workdir=DIR."""
     config_flags.DEFINE_config_file("config", None, "Config file, for instance configs/quickstart.py.")
-    flags.DEFINE_string("workdir", None, "Directory of the run: metrics, checkpoints, results.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
+    define_workdir_flag()
+
+
+def define_workdir_flag() -> None:
+    """--workdir=DIR."""
+    flags.DEFINE_string("workdir", None, "Directory of the run: metrics, checkpoints, results.", required=True)
 
 
 def run_config() -> RunConfig:

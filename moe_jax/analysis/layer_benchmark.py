@@ -93,22 +93,36 @@ def _compiled(loss, *args):
     return compiled, lambda: compiled(*args)
 
 
+def run(repeats: int) -> list[dict[str, Any]]:
+    """All cases, each printed as it is done."""
+    print("| d | F | E | K | routing | dropped | capacity / experts | einsum / experts | experts, ms |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    rows = []
+    for case in CASES:
+        row = run_case(case, repeats)
+        print(
+            f"| {case.d_model} | {case.d_ff} | {case.num_experts} | {case.top_k} | {case.routing} | {row['dropped']:.1%} "
+            f"| {row['capacity_ratio']:.2f} | {row['einsum_ratio']:.2f} | {row['experts_ms']:.0f} |",
+            flush=True,
+        )
+        rows.append(row)
+    return rows
+
+
 def run_case(case: LayerCase, repeats: int) -> dict[str, Any]:
     """Times `case`: each dispatcher's whole layer as a multiple of the experts alone, and its temporary memory."""
     layer, x = build(case, "capacity")
-    experts, call_experts = expert_matmuls(layer, x)
-    capacity_program, call_capacity = whole_layer(layer, x)
-    einsum_program, call_einsum = whole_layer(build(case, "einsum")[0], x)
-    times = paired_times({"experts": call_experts, "capacity": call_capacity, "einsum": call_einsum}, repeats)
-    return case._asdict() | {
-        "dropped": _dropped(layer, x),
-        "experts_ms": 1e3 * statistics.median(times["experts"]),
-        "capacity_ratio": median_ratio(times, "capacity", "experts"),
-        "einsum_ratio": median_ratio(times, "einsum", "experts"),
-        "experts_temporary_bytes": experts.memory_analysis().temp_size_in_bytes,
-        "capacity_temporary_bytes": capacity_program.memory_analysis().temp_size_in_bytes,
-        "einsum_temporary_bytes": einsum_program.memory_analysis().temp_size_in_bytes,
+    programs = {
+        "experts": expert_matmuls(layer, x),
+        "capacity": whole_layer(layer, x),
+        "einsum": whole_layer(*build(case, "einsum")),
     }
+    times = paired_times({name: call for name, (_, call) in programs.items()}, repeats)
+    row = case._asdict() | {"dropped": _dropped(layer, x), "experts_ms": 1e3 * statistics.median(times["experts"])}
+    for name, (program, _) in programs.items():
+        row[f"{name}_ratio"] = median_ratio(times, name, "experts")
+        row[f"{name}_temporary_bytes"] = program.memory_analysis().temp_size_in_bytes
+    return row
 
 
 def _dropped(layer: MoELayer, x: Float[Array, "1 T D"]) -> float:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from moe_jax.config.schema import RunConfig, flatten
+from moe_jax.data.sources import parse_sources
 from moe_jax.models.attention import ATTENTION
 from moe_jax.models.block import REMAT
 from moe_jax.moe.dispatch import DISPATCHERS
@@ -40,9 +41,7 @@ def positive(name: str, value: int | float) -> None:
     """Raises unless value > 0."""
     if not value > 0:
         raise Violation(
-            f"{name}={value} must be positive: give at least 1"
-            if isinstance(value, int)
-            else f"{name}={value} must be greater than 0"
+            f"{name}={value} must be positive: give {'at least 1' if isinstance(value, int) else 'more than 0'}"
         )
 
 
@@ -150,7 +149,11 @@ def _model(run: RunConfig) -> None:
     for name, chunk in chunks.items():
         divides(name, min(chunk, length), "data.sequence_length", length)
     if model.attention == "cudnn" and model.dtype != "bfloat16":
-        raise Violation(f"model.attention='cudnn' needs model.dtype='bfloat16', not {model.dtype!r}")
+        raise Violation(f"model.attention='cudnn' needs model.dtype='bfloat16', not {model.dtype!r}: set one")
+    if model.attention == "cudnn" and run.data.mask_documents:
+        raise Violation(
+            "data.mask_documents=True with model.attention='cudnn', which cannot: use model.attention='xla'"
+        )
 
 
 def _moe(run: RunConfig) -> None:
@@ -180,10 +183,13 @@ def _moe(run: RunConfig) -> None:
 
 def _data(run: RunConfig) -> None:
     data = run.data
-    sources = data.source.count(",") + 1
-    if data.weights and len(data.weights) != sources:
+    try:
+        sources = parse_sources(data)
+    except ValueError as error:
+        raise Violation(str(error)) from None
+    if data.weights and len(data.weights) != len(sources):
         raise Violation(
-            f"data.weights={data.weights} has {len(data.weights)} entries for {sources} sources: give one each"
+            f"data.weights={data.weights} has {len(data.weights)} entries for {len(sources)} sources: give one each"
         )
     if any(not weight > 0 for weight in data.weights):
         raise Violation(f"data.weights={data.weights} has an entry that is not positive: leave that source out")
@@ -226,8 +232,8 @@ def _mesh(run: RunConfig) -> None:
             near = max(size for size in range(1, min(moe.group_size, tokens) + 1) if tokens % size == 0)
             raise Violation(
                 f"moe.group_size={moe.group_size} does not divide the {tokens} tokens of a device ({batch_name}={batch}"
-                f" over {shards} devices, data.sequence_length={data.sequence_length}): use moe.group_size={near}, or "
-                "another divisor"
+                f" over mesh.data * mesh.fsdp * mesh.expert={shards}, data.sequence_length={data.sequence_length}): "
+                f"use moe.group_size={near}, or another divisor"
             )
         divides("mesh.expert", mesh.expert, "moe.num_experts", moe.num_experts)
         divides("mesh.tensor * mesh.fsdp", mesh.tensor * mesh.fsdp, "moe.d_ff", moe.d_ff)

@@ -95,7 +95,9 @@ def _complete_mesh(mesh: Any, num_devices: int) -> Any:
     sizes = dataclasses.asdict(mesh)
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise checks.Violation(f"mesh.{free[1]}=-1: only one mesh size can be -1, and mesh.{free[0]} is")
+        raise checks.Violation(
+            f"mesh.{free[1]}=-1: only one mesh size can be -1, and mesh.{free[0]} is: give mesh.{free[1]} a number"
+        )
     fixed = 1
     for name, size in sizes.items():
         if name not in free:

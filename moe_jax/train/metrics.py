@@ -154,7 +154,7 @@ def last_line(workdir: Path, name: str) -> dict[str, float]:
     for line in reversed(lines):
         values = json.loads(line)
         if name in values:
-            return {key: math.nan if value is None else value for key, value in values.items()}
+            return {key: math.nan if value is None else float(value) for key, value in values.items()}
     return {}
 
 

@@ -20,6 +20,13 @@ def prepare(workdir: Path, run: RunConfig) -> None:
     Raises:
       ConfigError: the directory cannot be written, or belongs to a run with another identity (named field by field).
     """
+    make_writable(workdir)
+    if (workdir / CONFIG).exists():
+        check_identity(workdir, run)
+
+
+def make_writable(workdir: Path) -> None:
+    """Makes `workdir` where there is none; raises ConfigError where nothing can be written to it."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".writable_{os.getpid()}"
@@ -29,8 +36,6 @@ def prepare(workdir: Path, run: RunConfig) -> None:
         raise ConfigError(
             f"--workdir={workdir} cannot be written ({error.strerror}): choose another directory"
         ) from None
-    if (workdir / CONFIG).exists():
-        check_identity(workdir, run)
 
 
 def claim(workdir: Path, run: RunConfig) -> None:

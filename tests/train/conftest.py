@@ -10,7 +10,7 @@ import pytest
 from moe_jax.config import default_config
 from moe_jax.config.resolve import resolve
 from moe_jax.train.setup import set_up
-from moe_jax.train.state import init_state
+from moe_jax.train.state import TrainState, init_state
 
 WORDS = "the router sends each token to one of the experts and some are dropped there".split()
 
@@ -34,6 +34,8 @@ TINY = {
     "eval.batches": 0,
     "checkpoint.every": 4,
 }
+
+SHAPE_OF_MOE = ("moe.num_experts", "moe.d_ff")
 
 
 @pytest.fixture(scope="session")
@@ -71,17 +73,31 @@ def make_run(tiny):
 def set_up_once(make_run):
     """set_up_once(fields, devices) -> (Setup, initial TrainState); equal arguments share one setup.
 
-    The state is a copy, since a training step donates it.
+    Equal models start from equal weights, drawn once. The state is a copy, since a training step donates it.
     """
-    known = {}
-    copy = jax.jit(lambda state: jax.tree.map(jnp.copy, state))
+    setups, weights = {}, {}
+
+    def drawn(fields):
+        shape = {name: value for name, value in fields.items() if name.startswith("model.") or name in SHAPE_OF_MOE}
+        key = json.dumps(shape, sort_keys=True)
+        if key not in weights:
+            setup = set_up(make_run(shape))
+            weights[key] = init_state(setup.run, setup.abstract, setup.optimizer).params
+        return jax.tree.map(jnp.copy, weights[key])
 
     def call(fields=None, devices=1):
         key = json.dumps([fields, devices], sort_keys=True)
-        if key not in known:
+        if key not in setups:
             setup = set_up(make_run(fields, devices))
-            known[key] = setup, init_state(setup.run, setup.abstract, setup.optimizer)
-        setup, state = known[key]
-        return setup, copy(state)
+            setups[key] = setup, jax.jit(setup.optimizer.init, out_shardings=shardings(setup.abstract.opt_state))
+        setup, init_optimizer = setups[key]
+        step, params = jax.device_put(
+            (jnp.zeros((), jnp.int32), drawn(fields or {})), shardings((setup.abstract.step, setup.abstract.params))
+        )
+        return setup, TrainState(step, params, init_optimizer(params))
 
     return call
+
+
+def shardings(abstract):
+    return jax.tree.map(lambda leaf: leaf.sharding, abstract)

@@ -8,6 +8,7 @@ import pytest
 
 from moe_jax.config.schema import TrainConfig
 from moe_jax.train.optimizer import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer
+from moe_jax.train.setup import set_up
 from moe_jax.train.state import init_state
 
 PEAK = 0.5
@@ -61,18 +62,21 @@ def one_update(optimizer, gradients, state):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_decay_in_proportion_to_the_rate_shrinks_matrices_and_no_norms(set_up_once, optimizer):
-    fields = {"train.optimizer": optimizer, "train.weight_decay": 0.1, "train.learning_rate": 0.5}
-    setup, state = set_up_once(fields)
-    after = jax.jit(one_update, static_argnums=0)(setup.optimizer, jax.tree.map(np.zeros_like, state.params), state)
-    shrunk = {"matrices": 0, "norms": 0}
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
-    for (path, before), now in zip(leaves, jax.tree.leaves(after), strict=True):
-        name = jax.tree_util.keystr(path)
-        is_norm = "norm" in name
-        np.testing.assert_allclose(now, before if is_norm else (1 - 0.5 * 0.1) * before, rtol=1e-6, err_msg=name)
-        shrunk["norms" if is_norm else "matrices"] += 1
-    assert shrunk == {"matrices": 9, "norms": 3}  # embedding, head, 4 of attention, router, 2 of experts
+def test_decay_in_proportion_to_the_rate_shrinks_matrices_and_no_norms(make_run, optimizer):
+    setup = set_up(make_run({"train.optimizer": optimizer, "train.weight_decay": 0.1, "train.learning_rate": 0.5}))
+    weights = jax.tree.map(lambda weight: jnp.ones(weight.shape), setup.abstract.params)
+
+    @jax.jit
+    def one_step(weights):
+        zeros = jax.tree.map(jnp.zeros_like, weights)
+        updates, _ = setup.optimizer.update(zeros, setup.optimizer.init(weights), weights)
+        return optax.apply_updates(weights, updates)
+
+    after = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(one_step(weights))}
+    norms = {name for name in after if "norm" in name}
+    assert (len(norms), len(after)) == (3, 12)  # else embedding, head, 4 of attention, router, 2 of experts
+    for name, weight in after.items():
+        np.testing.assert_allclose(weight, 1.0 if name in norms else 1 - 0.5 * 0.1, rtol=1e-6, err_msg=name)
 
 
 def test_decay_follows_the_schedule():
@@ -99,29 +103,24 @@ def test_clip_norm_bounds_the_global_gradient(clip, expected):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_state_on_a_mesh(set_up_once, optimizer):
+def test_state_on_a_mesh(make_run, optimizer):
     fields = {"train.optimizer": optimizer, "train.weight_decay": 0.1, "train.schedule": "cosine"}
     fields |= {"mesh.data": 2, "mesh.fsdp": 2, "mesh.expert": 2, "model.d_model": 128, "model.d_ff": 128}
-    setup, state = set_up_once(fields, devices=8)
-    jax.tree.map(lambda leaf, abstract: leaf.sharding == abstract.sharding or pytest.fail(str(abstract)), state, setup.abstract)
-    updates, opt_state = jax.jit(setup.optimizer.update)(state.params, state.opt_state, state.params)
-    assert jax.tree.structure(opt_state) == jax.tree.structure(setup.abstract.opt_state)
-    assert [leaf.shape for leaf in jax.tree.leaves(opt_state)] == [
-        leaf.shape for leaf in jax.tree.leaves(setup.abstract.opt_state)
-    ]
-    head = setup.abstract.params["head"].sharding
-    assert not head.is_fully_replicated
+    setup = set_up(make_run(fields, devices=8))
+    state = init_state(setup.run, setup.abstract, setup.optimizer)
+    for leaf, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(setup.abstract), strict=True):
+        assert (leaf.shape, leaf.dtype) == (abstract.shape, abstract.dtype)
+        assert leaf.sharding.is_equivalent_to(abstract.sharding, leaf.ndim)
+    _, after = jax.eval_shape(setup.optimizer.update, state.params, state.opt_state, state.params)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), setup.abstract.opt_state
+    )
+
+    head, kept = setup.abstract.params["head"], setup.abstract.opt_state
+    assert not head.sharding.is_fully_replicated
     if optimizer == "adamw":
-        assert optax.tree.get(setup.abstract.opt_state, "mu")["head"].sharding == head
-    else:  # a row and a column for each matrix that has two long sides
-        assert optax.tree.get(setup.abstract.opt_state, "v_row")["head"].shape == (128,)
-        assert optax.tree.get(setup.abstract.opt_state, "v_col")["head"].shape == (264,)
-        assert optax.tree.get(setup.abstract.opt_state, "v_row")["head"].sharding.is_fully_replicated
-
-
-def test_weights_do_not_depend_on_the_mesh(set_up_once):
-    _, one = set_up_once()
-    setup, many = set_up_once({"mesh.fsdp": 2, "mesh.expert": 4}, devices=8)
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(one.params), jax.device_get(many.params))
-    other = init_state(setup.run.__class__(**{**vars(setup.run), "seed": 1}), setup.abstract, setup.optimizer)
-    assert not np.array_equal(jax.device_get(one.params["head"]), jax.device_get(other.params["head"]))
+        assert optax.tree.get(kept, "mu")["head"].sharding == head.sharding
+    else:  # a row and a column of sums for a matrix with two long sides
+        row, column = (optax.tree.get(kept, name)["head"] for name in ("v_row", "v_col"))
+        assert {row.shape, column.shape} == {(128,), (264,)}
+        assert row.sharding.is_fully_replicated and column.sharding.is_fully_replicated

@@ -106,9 +106,12 @@ def test_a_file_of_an_older_version(make_run, claimed):
         workdir.prepare(claimed, make_run())
 
 
-@pytest.mark.parametrize("text", ["", '{"seed": 0, "mod', "[]", "null", b"\xff\xfe"])
-def test_a_torn_config_is_one_line(make_run, claimed, text):
-    (claimed / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+TORN = {"empty": b"", "cut": b'{"seed": 0, "mod', "list": b"[]", "null": b"null", "binary": b"\xff\xfe"}
+
+
+@pytest.mark.parametrize("torn", TORN.values(), ids=TORN)
+def test_a_torn_config_is_one_line(make_run, claimed, torn):
+    (claimed / "config.json").write_bytes(torn)
     before = content(claimed)
     with pytest.raises(ConfigError, match=r"^--workdir=.*config.json .*choose another directory$"):
         workdir.prepare(claimed, make_run())

@@ -1,0 +1,34 @@
+"""Compares finished runs with the first of them: steps, FLOPs and time to its held-out loss, curves, differences.
+
+    python experiments/compare.py --runs=runs/dense_small,runs/switch_small --workdir=runs/compare
+
+Writes compare.json, compare.md and compare.png to WORKDIR.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from moe_jax import cli
+from moe_jax.analysis.compare import compare, plot, table
+from moe_jax.analysis.records import read_record
+from moe_jax.train.workdir import make_writable, write_json
+
+RUNS = flags.DEFINE_list("runs", None, "Work directories of finished runs; the first is the baseline.", required=True)
+
+
+def main() -> None:
+    """Reads, compares, writes, prints."""
+    workdir = cli.workdir()
+    records = [read_record(Path(run).expanduser()) for run in RUNS.value]
+    result = compare(records)
+    make_writable(workdir)
+    write_json(workdir / "compare.json", result)
+    (workdir / "compare.md").write_text(table(result) + "\n")
+    plot(records).savefig(workdir / "compare.png", dpi=120)
+    print(table(result))
+
+
+if __name__ == "__main__":
+    cli.define_workdir_flag()
+    cli.main(main)

@@ -1,0 +1,80 @@
+import warnings
+
+import pytest
+from configurations import run_of
+
+from moe_jax.config.describe import describe, markdown, warn
+from moe_jax.config.schema import flatten
+
+MOE = {
+    "model.num_layers": 4,
+    "moe.num_experts": 2,
+    "moe.every": 2,
+    "moe.group_size": 3,
+    "moe.capacity_factor": 1.1,
+    "moe.eval_capacity_factor": 0.5,
+    "data.sequence_length": 6,
+}
+
+
+def test_capacity_by_hand():
+    lines = describe(run_of(MOE))
+    assert "MoE: 2 of 4 layers, 2 experts, top 1, groups of 3 tokens" in lines
+    # 1.1 * 3 / 2 = 1.65 is 2 slots, and 2 * 2 / 3 = 1.333; all three tokens on one expert, in 2 of 8 cases, lose one.
+    training = "capacity in training: C = 2 slots an expert and group, factor 1.1 (effective 1.333); "
+    assert f"{training}uniform random routing would drop 8.33%" in lines
+    # 0.5 * 3 / 2 = 0.75 is 1 slot, and 1 * 2 / 3 = 0.667; 2 of 8 cases lose two tokens of three and 6 of 8 lose one.
+    evaluation = "capacity in evaluation: C = 1 slots an expert and group, factor 0.5 (effective 0.667); "
+    assert f"{evaluation}uniform random routing would drop 41.67%" in lines
+
+
+def test_size_by_hand():
+    fields = {"model.num_layers": 1, "model.d_model": 4, "model.d_ff": 8, "model.num_heads": 2, "model.num_kv_heads": 2}
+    lines = describe(run_of({**fields, "model.vocab_size": 264, "data.sequence_length": 16}))
+    # Attention 4 * 4 * 4, feed-forward 2 * 4 * 8, norms 3 * 4, embeddings 2 * 264 * 4.
+    assert lines[0] == "parameters: 2,252 in all, 2,252 active for a token (2,112 of them embeddings)"
+    # 6 a weight that is multiplied (64 + 64 + 264 * 4), and 12 * 16 * 4 for scores and values.
+    assert lines[1] == "FLOPs: 7,872 a token, forward and backward"
+    assert len(lines) == 2, "a dense model has no capacity"
+
+
+def test_markdown_has_the_description_and_every_field():
+    run = run_of(MOE)
+    text = markdown(run)
+    assert all(f"- {line}\n" in text for line in describe(run))
+    assert all(f"| {name} | `{value!r}` |" in text for name, value in flatten(run).items())
+
+
+TOP_2 = {"moe.num_experts": 4, "moe.top_k": 2, "moe.router": "top_k"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        (
+            {"moe.num_experts": 64, "moe.group_size": 32},
+            r"moe\.capacity_factor=1\.25 gives less than one slot .* raise moe\.group_size=32",
+        ),
+        ({"moe.num_experts": 4, "moe.drop_order": "priority"}, r"moe\.drop_order='priority' lets later tokens"),
+        ({**TOP_2, "moe.drop_order": "priority"}, r"moe\.drop_order='priority' lets later tokens"),
+        ({**TOP_2, "moe.drop_order": "choice"}, r"moe\.drop_order='choice' .* moe\.drop_order='position' does not"),
+    ],
+)
+def test_warns(fields, match):
+    with pytest.warns(UserWarning, match=match):
+        warn(run_of(fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        TOP_2,
+        {"moe.num_experts": 4, "moe.drop_order": "choice"},  # top-1: there is one choice, in order of position
+        {"moe.num_experts": 40, "moe.group_size": 32},  # a nominal capacity of exactly 1
+        {"moe.num_experts": 0, "moe.drop_order": "priority", "moe.capacity_factor": 1e-6},
+    ],
+)
+def test_does_not_warn(fields):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn(run_of(fields))

@@ -1,0 +1,29 @@
+import pytest
+from configurations import run_of
+
+from moe_jax.config.layers import num_moe_layers, segments
+
+D, M = "dense", "moe"
+
+
+@pytest.mark.parametrize(
+    ("layers", "moe", "expected", "moe_layers"),
+    [
+        (3, {"num_experts": 0}, [((D,), 3)], 0),
+        (3, {"num_experts": 0, "every": 2, "first_dense": 1}, [((D,), 3)], 0),
+        (4, {}, [((M,), 4)], 4),
+        (1, {}, [((M,), 1)], 1),
+        (6, {"every": 2}, [((D, M), 3)], 3),
+        (7, {"every": 2}, [((D, M), 3), ((D,), 1)], 3),
+        (8, {"every": 3}, [((D, D, M), 2), ((D,), 2)], 2),
+        (5, {"first_dense": 3}, [((D,), 3), ((M,), 2)], 2),
+        (6, {"first_dense": 1, "every": 2}, [((D,), 1), ((D, M), 2), ((D,), 1)], 2),
+        (3, {"first_dense": 1, "every": 2}, [((D,), 1), ((D, M), 1)], 1),
+    ],
+)
+def test_segments(layers, moe, expected, moe_layers):
+    fields = {"num_experts": 2, **moe}
+    run = run_of({"model.num_layers": layers, **{f"moe.{name}": value for name, value in fields.items()}})
+    assert list(segments(run)) == expected
+    assert num_moe_layers(run) == moe_layers
+    assert sum(len(part.pattern) * part.repeats for part in segments(run)) == layers

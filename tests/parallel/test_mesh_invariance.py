@@ -1,0 +1,114 @@
+"""The same result on every mesh: loss, every gradient, its norm, drops, statistics, and the weights after five steps.
+
+With noise in the router, padding tokens, shared experts and gradient accumulation, each against one device.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from moe_jax.config import default_config
+from moe_jax.config.resolve import resolve
+from moe_jax.data import Batch
+from moe_jax.parallel.mesh import AXES, TOKEN_AXES, make_mesh
+from moe_jax.parallel.sharding import spec_of
+from moe_jax.train.optimizer import make_optimizer
+from moe_jax.train.state import abstract_state, build_model, init_state
+from moe_jax.train.step import make_train_step
+
+MESHES = (
+    {"expert": 8},
+    {"data": 2, "expert": 4},
+    {"fsdp": 2, "expert": 2, "tensor": 2},
+    {"data": 2, "fsdp": 2, "expert": 2},
+    {"fsdp": 8},
+    {"tensor": 2, "data": 4},
+)
+ROUTINGS = {
+    1: {"moe.router": "switch"},
+    2: {"moe.router": "gshard", "moe.second_expert": "random"},
+    4: {"moe.router": "top_k", "moe.normalize_gates": True, "moe.num_shared_experts": 1},
+}
+BATCH, LENGTH, STEPS = 16, 16, 5
+
+
+def make_run(mesh, top_k, dispatcher, dtype, **fields):
+    config = default_config()
+    config.update_from_flattened_dict(
+        {
+            "model.num_layers": 3, "model.d_model": 16, "model.d_ff": 16, "model.num_heads": 4, "model.num_kv_heads": 2,
+            "model.vocab_size": 32, "model.dtype": dtype, "moe.num_experts": 8, "moe.every": 2, "moe.top_k": top_k,
+            "moe.activation": "swiglu", "moe.dispatcher": dispatcher, "moe.jitter": 0.1, "moe.group_size": LENGTH,
+            "moe.capacity_factor": 0.9, "moe.z_loss": 0.001, "data.sequence_length": LENGTH, "data.batch_size": BATCH,
+            "train.accumulate": 2, "train.warmup_steps": 0, "train.learning_rate": 0.01, "train.steps": 100,
+            **{f"mesh.{axis}": mesh.get(axis, 1) for axis in AXES}, **ROUTINGS[top_k], **fields,
+        }
+    )  # fmt: skip
+    return resolve(config, num_devices=int(np.prod(list(mesh.values()))) if mesh else 1)
+
+
+def make_batch() -> Batch:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 32, (BATCH, LENGTH + 1)).astype(np.int32)
+    segments = np.ones((BATCH, LENGTH), np.int32)
+    for row in range(0, BATCH, 3):
+        segments[row, rng.integers(0, LENGTH) :] = 0  # padding at the end, of one whole sequence too
+    segments[3] = 0
+    return Batch(tokens[:, :-1], tokens[:, 1:], segments, np.zeros(BATCH, np.int32))
+
+
+def train(run, steps):
+    """First step's metrics and gradients, and the weights after the last one, on the host."""
+    mesh = make_mesh(run.mesh)
+    model = build_model(run, mesh)
+    optimizer = make_optimizer(run.train, model.decayed)
+    abstract = abstract_state(model, optimizer, mesh)
+    state = init_state(run, abstract, optimizer)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    step = jax.jit(make_train_step(run, mesh, model, optimizer), out_shardings=(placed, None))
+    batch = jax.device_put(make_batch(), NamedSharding(mesh, spec_of(mesh, TOKEN_AXES)))
+    state, metrics = step(state, batch)
+    # Adam's first moment after one step is (1 - b1) times the gradient, which is clipped after its norm was taken.
+    moment = next(
+        part.mu for part in jax.tree.leaves(state.opt_state, is_leaf=lambda p: hasattr(p, "mu")) if hasattr(part, "mu")
+    )
+    first = jax.device_get((metrics, moment))
+    for _ in range(steps - 1):
+        state, _ = step(state, batch)
+    return first, jax.device_get(state.params)
+
+
+@functools.cache
+def on_one_device(top_k, dispatcher, dtype, steps):
+    return train(make_run({}, top_k, dispatcher, dtype), steps)
+
+
+def assert_equal_to(expected, actual, relative):
+    def compare(a, b):
+        scale = max(float(np.max(np.abs(b))), 1e-3)
+        np.testing.assert_allclose(a, b, rtol=0, atol=relative * scale)
+
+    jax.tree.map(compare, actual, expected)
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: "-".join(f"{axis}{n}" for axis, n in mesh.items()))
+@pytest.mark.parametrize("top_k", ROUTINGS)
+@pytest.mark.parametrize("dispatcher", ["einsum", "capacity"])
+def test_float64_over_five_steps(dispatcher, top_k, mesh):
+    with jax.enable_x64(True):
+        expected = on_one_device(top_k, dispatcher, "float64", STEPS)
+        metrics = expected[0][0]
+        assert np.all(metrics.routing.dropped > 0.01)
+        assert_equal_to(expected, train(make_run(mesh, top_k, dispatcher, "float64"), STEPS), 1e-10)
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: "-".join(f"{axis}{n}" for axis, n in mesh.items()))
+@pytest.mark.parametrize("top_k", ROUTINGS)
+@pytest.mark.parametrize("dispatcher", ["einsum", "capacity"])
+def test_float32_over_one_step(dispatcher, top_k, mesh):
+    expected = on_one_device(top_k, dispatcher, "float32", 1)[0]
+    assert_equal_to(expected, train(make_run(mesh, top_k, dispatcher, "float32"), 1)[0], 2e-5)
