@@ -32,8 +32,9 @@ def run_config() -> RunConfig:
     """The resolved --config, for the devices at hand."""
     try:
         config = flags.FLAGS.config.copy_and_resolve_references()
-    except OSError as error:  # the file is only read here
-        raise ValueError(f"--config cannot be read: {error}") from None
+    except OSError:  # the file is only read here
+        path = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise ValueError(f"--config={path} cannot be read: configs/ holds the ones that come with moe_jax") from None
     return resolve(config, jax.device_count())
 
 

@@ -10,12 +10,10 @@ padded buffer, a reduce-scatter by an all-reduce. So contracts about communicati
 program, and not on the source.
 """
 
-import itertools
 import math
 import re
 from typing import NamedTuple
 
-import numpy as np
 from jax.sharding import Mesh
 
 from moe_jax.parallel.groups import axes_of_groups, axes_of_pairs, replica_groups, source_target_pairs
@@ -24,8 +22,20 @@ from moe_jax.parallel.hlo import Instruction, Program, arrays, parse
 KINDS = ("all-to-all", "ragged-all-to-all", "all-gather", "reduce-scatter", "all-reduce", "collective-permute")
 _MATMULS = ("dot", "convolution", "ragged-dot")
 _GEMM_TARGETS = ("gemm", "matmul")  # in the names of library calls: __cublas$gemm, __onednn$matmul
-# Opcodes that cost time of their own; the rest moves no data or is part of a transfer.
-_WORK = (*_MATMULS, "fusion", "custom-call", "while", "call", "conditional", "sort", "scatter", "gather", "reduce")
+# Opcodes that take time of their own; the rest renames, waits or moves what is already on the device.
+_WORK = (
+    *_MATMULS,
+    *KINDS,
+    "fusion",
+    "custom-call",
+    "while",
+    "call",
+    "conditional",
+    "sort",
+    "scatter",
+    "gather",
+    "reduce",
+)
 
 
 class Collective(NamedTuple):
@@ -36,8 +46,8 @@ class Collective(NamedTuple):
     group_size: int  # devices that take part together. With axes (): 1 = no partner; more = no product of axes fits
     bytes: float  # of the whole buffer on one device, once: gathered, to be scattered, reduced, exchanged or passed on
     count: float  # runs in one run of the program: trip counts of enclosing loops multiplied out
-    asynchronous: bool  # a start and a done with something between them allowed, not one blocking operation
-    overlapped: tuple[str, ...]  # work scheduled between start and done, matmuls inside fusions as "dot"; sorted
+    asynchronous: bool  # a start and a done, between which other work may run, instead of one blocking operation
+    overlapped: tuple[str, ...]  # opcodes of the work scheduled between the two, "dot" for any matmul; sorted
     dtype: str  # of the payload, HLO's name; several joined by "+"
     shapes: tuple[str, ...]  # of the results, one for each array that the compiler packed into the collective
     op_name: str  # JAX's name of the operation
@@ -60,12 +70,14 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
     Raises ValueError for a collective inside a loop whose length cannot be found.
     """
     program = parse(text)
-    starts = _asynchronous_callers(program)
+    callers = _asynchronous_callers(program)
+    fusions = _fused(program)
     found = []
     for name, instructions in program.computations.items():
-        for place, instruction in enumerate(instructions):
-            if instruction.opcode.removesuffix("-start") in KINDS and program.executions.get(name, 0) != 0:
-                found.append(_collective(program, mesh, name, place, starts.get(name)))
+        for index, instruction in enumerate(instructions):
+            if instruction.opcode.removesuffix("-start") in KINDS and program.executions.get(name):
+                sliced = name in fusions and _root(instructions).opcode == "dynamic-slice"
+                found.append(_collective(program, mesh, _Place(name, index), callers.get(name), sliced))
     return found
 
 
@@ -127,41 +139,53 @@ def _asynchronous_callers(program: Program) -> dict[str, _Place]:
     return callers
 
 
-def _collective(program: Program, mesh: Mesh, computation: str, index: int, caller: _Place | None) -> Collective:
-    """The collective at a place; `caller` is the start that runs its computation, if there is one."""
-    instructions = program.computations[computation]
-    instruction = instructions[index]
+def _collective(program: Program, mesh: Mesh, place: _Place, caller: _Place | None, sliced: bool) -> Collective:
+    """The collective at a place.
+
+    `caller`: the start that runs its computation beside other work, if there is one. `sliced`: it stands in a fusion
+    that returns a slice. XLA for TPU writes some reduce-scatters like that: pad, all-reduce, this device's slice.
+    """
+    instructions = program.computations[place.computation]
+    instruction = instructions[place.index]
     kind = instruction.opcode.removesuffix("-start")
     paired = kind != instruction.opcode
-    start = _Place(computation, index) if paired else caller
-    beside = _between(program, start) if start is not None else []
-    done = _done(instructions, index) if paired else None
-    results = arrays(done.shape if done is not None else instruction.shape)
-    scattered = kind == "all-reduce" and _scatters(program, computation)
+    start = place if paired else caller
+    pair = _pair(instructions, place.index) if paired else None
+    results = arrays(instructions[pair[1]].shape if pair else instruction.shape)
     axes, size = _span(instruction, mesh)
-    count = program.executions[computation]
+    count = program.executions[place.computation]
     if math.isnan(count):
         raise ValueError(f"{kind} {instruction.name} is in a loop whose trip count is not in the program's text")
+    named = instruction if instruction.text("op_name") else _reduction(program, instruction)
     return Collective(
-        kind="reduce-scatter" if scattered else kind,
+        kind="reduce-scatter" if kind == "all-reduce" and sliced else kind,
         axes=axes,
         group_size=size,
         bytes=sum(array.bytes for array in results) * (size if kind == "reduce-scatter" else 1),
         count=count,
         asynchronous=start is not None and '"is_sync":true' not in instruction.attributes,
-        overlapped=_work(program, beside),
+        overlapped=_work(program, _between(program, start)) if start else (),
         dtype="+".join(sorted({array.dtype for array in results})),
         shapes=tuple(map(str, results)),
-        op_name=instruction.text("op_name"),
-        source=program.source(instruction),
+        op_name=named.text("op_name"),
+        source=program.source(named),
     )
 
 
-def _scatters(program: Program, computation: str) -> bool:
-    """XLA for TPU writes some reduce-scatters as one fusion of pad, all-reduce and the slice that is this device's."""
-    fused = (i for body in program.computations.values() for i in body if i.opcode == "fusion")
-    root = next(i for i in program.computations[computation] if i.root)
-    return root.opcode == "dynamic-slice" and any(computation == name for i in fused for _, name in i.callees())
+def _fused(program: Program) -> set[str]:
+    """Computations that are the inside of a fusion."""
+    fusions = (i for body in program.computations.values() for i in body if i.opcode.startswith("fusion"))
+    return {callee for fusion in fusions for _, callee in fusion.callees()}
+
+
+def _root(instructions: list[Instruction]) -> Instruction:
+    return next(instruction for instruction in instructions if instruction.root)
+
+
+def _reduction(program: Program, instruction: Instruction) -> Instruction:
+    """The sum inside a reducing collective, which still has its name where rewrites have lost the collective's."""
+    callee = dict(instruction.callees()).get("to_apply")
+    return _root(program.computations[callee]) if callee else instruction
 
 
 def _span(instruction: Instruction, mesh: Mesh) -> tuple[tuple[str, ...], int]:
@@ -173,24 +197,27 @@ def _span(instruction: Instruction, mesh: Mesh) -> tuple[tuple[str, ...], int]:
     return axes_of_groups(groups, mesh), groups.shape[1]
 
 
-def _done(instructions: list[Instruction], start: int) -> Instruction | None:
-    """The end of the asynchronous pair that begins at `start`."""
-    chain = {instructions[start].name}
-    for instruction in instructions[start + 1 :]:
+def _pair(instructions: list[Instruction], start: int) -> tuple[int, int] | None:
+    """Where the asynchronous operation that begins at `start` has its operands, and where it ends; None: elsewhere.
+
+    On TPU's SparseCore the start only wakes the core (it has no operands) and an update hands over the data.
+    """
+    chain, launched = {instructions[start].name}, start
+    for index, instruction in enumerate(instructions[start + 1 :], start + 1):
         if chain.intersection(instruction.operands[:1]):
             if instruction.opcode.endswith("-done"):
-                return instruction
+                return launched, index
             if instruction.opcode.endswith("-update"):
                 chain.add(instruction.name)
+                launched = index if not instructions[launched].operands else launched
     return None
 
 
 def _between(program: Program, start: _Place) -> list[Instruction]:
-    """What is scheduled between a start and its done; nothing if the done is not in the same computation."""
+    """What is scheduled while an asynchronous operation runs; nothing if its end is not in the same computation."""
     instructions = program.computations[start.computation]
-    done = _done(instructions, start.index)
-    after = instructions[start.index + 1 :]
-    return list(itertools.takewhile(lambda i: i is not done, after)) if done is not None else []
+    pair = _pair(instructions, start.index)
+    return instructions[pair[0] + 1 : pair[1]] if pair else []
 
 
 def _work(program: Program, instructions: list[Instruction]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_jax.config.schema import RunConfig
 from moe_jax.data import Batch, Corpus, heldout_batches, load_corpus
+from moe_jax.parallel.compiler_options import compiler_options
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
 from moe_jax.parallel.sharding import spec_of
 from moe_jax.train.evaluation import Evaluation, evaluate
@@ -36,22 +37,11 @@ class Setup:
         tokens = NamedSharding(self.mesh, spec_of(self.mesh, TOKEN_AXES))
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(tokens, x), batch)
 
-    def abstract_batch(self) -> Batch:
-        """Shapes and shardings of a global batch."""
-        size, length = self.run.data.batch_size, self.run.data.sequence_length
-        tokens = NamedSharding(self.mesh, spec_of(self.mesh, TOKEN_AXES))
-        shape = lambda *dims: jax.ShapeDtypeStruct(dims, np.int32, sharding=tokens)
-        return Batch(shape(size, length), shape(size, length), shape(size, length), shape(size))
-
     def compile_train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
         """The training step for this mesh, compiled ahead of its first call; it donates the state."""
-        step = make_train_step(self.run, self.mesh, self.model, self.optimizer)
-        placed = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
-        outputs = placed, NamedSharding(self.mesh, PartitionSpec())
         start = time.perf_counter()
-        compiled = (
-            jax.jit(step, donate_argnums=0, out_shardings=outputs).lower(self.abstract, self.abstract_batch()).compile()
-        )
+        options = compiler_options(self.mesh.devices.flat[0].platform)
+        compiled = lower_train_step(self.run, self.mesh).compile(compiler_options=options or None)
         logging.info("Compiled the training step in %.1f s", time.perf_counter() - start)
         return compiled
 
@@ -71,6 +61,24 @@ class Setup:
         size = self.run.data.batch_size
         for batch in heldout_batches(self.corpus, size, batches, jax.process_index(), jax.process_count()):
             yield self.place(batch)
+
+
+def lower_train_step(run: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
+    """The training step that donates its state, from shapes alone: needs no corpus and allocates nothing."""
+    model = build_model(run, mesh)
+    optimizer = make_optimizer(run.train, model.decayed)
+    state = abstract_state(model, optimizer, mesh)
+    step = make_train_step(run, mesh, model, optimizer)
+    outputs = jax.tree.map(lambda leaf: leaf.sharding, state), NamedSharding(mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=outputs).lower(state, abstract_batch(run, mesh))
+
+
+def abstract_batch(run: RunConfig, mesh: Mesh) -> Batch:
+    """Shapes and shardings of a global batch."""
+    size, length = run.data.batch_size, run.data.sequence_length
+    tokens = NamedSharding(mesh, spec_of(mesh, TOKEN_AXES))
+    shape = lambda *dims: jax.ShapeDtypeStruct(dims, np.int32, sharding=tokens)
+    return Batch(shape(size, length), shape(size, length), shape(size, length), shape(size))
 
 
 def set_up(run: RunConfig) -> Setup:

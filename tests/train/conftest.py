@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from moe_jax.config import default_config
 from moe_jax.config.resolve import resolve
 from moe_jax.train.setup import set_up
 from moe_jax.train.state import TrainState, init_state
 
-WORDS = "the router sends each token to one of the experts and some are dropped there".split()
+WORDS = ("the", "router", "sends", "each", "token", "to", "one", "expert", "and", "some", "are", "dropped")
 
 TINY = {
     "model.num_layers": 1,
@@ -36,6 +37,21 @@ TINY = {
 }
 
 SHAPE_OF_MOE = ("moe.num_experts", "moe.d_ff")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory):
+    """Equal programs are compiled once: most of what these tests would do is compile the same few steps again."""
+    options = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled"))}
+    options |= {"jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
+    before = {name: getattr(jax.config, name) for name in options}
+    for name, value in options.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

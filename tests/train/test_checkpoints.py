@@ -188,7 +188,10 @@ def test_two_damaged_ones(workdir, caplog):
     for step in (4, 6):
         truncate_arrays(workdir / f"checkpoints/{step}")
     assert_equal(restore(workdir)[0], make_state(2))
-    assert [message[:12] for message in caplog.messages if "cannot be read" in message] == ["Checkpoint 6", "Checkpoint 4"]
+    assert [message[:12] for message in caplog.messages if "cannot be read" in message] == [
+        "Checkpoint 6",
+        "Checkpoint 4",
+    ]
     assert names(workdir) == ["2", "4.damaged", "6.damaged"]
 
 

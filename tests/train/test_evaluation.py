@@ -129,5 +129,5 @@ def test_small_batches_do_not_vanish_in_a_large_sum():
 
 @pytest.mark.parametrize("results", [[], [sums([0.0], [0], [0])]], ids=["no batch", "padding"])
 def test_nothing_to_evaluate_on(results):
-    with pytest.raises(ValueError, match="there is no held-out text to evaluate on: raise data.holdout_fraction"):
+    with pytest.raises(ValueError, match="there is no held-out text to evaluate on: raise data"):
         evaluate_sums(results, ("a",))

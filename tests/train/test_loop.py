@@ -115,7 +115,9 @@ def test_what_tensorboard_gets(trained):
     assert {tag for tag, plugin in plugins.items() if plugin == "scalars"} == {
         name for line in lines for name in line if name != "step"
     }
-    losses = [(event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in reader.Tensors("train/loss")]
+    losses = [
+        (event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in reader.Tensors("train/loss")
+    ]
     assert losses == [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
     assert b"num_experts" in reader.Tensors("config")[0].tensor_proto.string_val[0]
 

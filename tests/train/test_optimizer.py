@@ -9,7 +9,6 @@ import pytest
 from moe_jax.config.schema import TrainConfig
 from moe_jax.train.optimizer import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer
 from moe_jax.train.setup import set_up
-from moe_jax.train.state import init_state
 
 PEAK = 0.5
 
@@ -96,7 +95,9 @@ def test_clip_norm_bounds_the_global_gradient(clip, expected):
     train = TrainConfig(clip_norm=clip, b1=0.0)  # without momentum Adam's first moment is the gradient it was given
     weights = {"a": jnp.zeros((1, 2)), "b": jnp.zeros(2)}
     optimizer = make_optimizer(train, {"a": True, "b": False})
-    _, state = optimizer.update({"a": jnp.array([[30.0, 0]]), "b": jnp.array([0, 40.0])}, optimizer.init(weights), weights)
+    _, state = optimizer.update(
+        {"a": jnp.array([[30.0, 0]]), "b": jnp.array([0, 40.0])}, optimizer.init(weights), weights
+    )
     moment = optax.tree.get(state, "mu")
     np.testing.assert_allclose(optax.global_norm(moment), expected, rtol=1e-6)
     np.testing.assert_allclose(moment["b"][1] / moment["a"][0, 0], 4 / 3, rtol=1e-6)  # the direction stays
@@ -107,14 +108,15 @@ def test_state_on_a_mesh(make_run, optimizer):
     fields = {"train.optimizer": optimizer, "train.weight_decay": 0.1, "train.schedule": "cosine"}
     fields |= {"mesh.data": 2, "mesh.fsdp": 2, "mesh.expert": 2, "model.d_model": 128, "model.d_ff": 128}
     setup = set_up(make_run(fields, devices=8))
-    state = init_state(setup.run, setup.abstract, setup.optimizer)
-    for leaf, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(setup.abstract), strict=True):
+    placed = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract)
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, device=leaf.sharding), setup.abstract.params)
+    state = jax.jit(setup.optimizer.init, out_shardings=placed.opt_state)(params)
+    for leaf, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(setup.abstract.opt_state), strict=True):
         assert (leaf.shape, leaf.dtype) == (abstract.shape, abstract.dtype)
         assert leaf.sharding.is_equivalent_to(abstract.sharding, leaf.ndim)
-    _, after = jax.eval_shape(setup.optimizer.update, state.params, state.opt_state, state.params)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
-        lambda leaf: (leaf.shape, leaf.dtype), setup.abstract.opt_state
-    )
+    shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    _, after = jax.eval_shape(setup.optimizer.update, params, state, params)
+    assert shapes(after) == shapes(state)
 
     head, kept = setup.abstract.params["head"], setup.abstract.opt_state
     assert not head.sharding.is_fully_replicated

@@ -84,9 +84,7 @@ def test_padding_counts_for_nothing(step_of, whole):
 
 def test_loss_is_a_mean_over_tokens_not_sequences(step_of, whole):
     """Two parts of the batch, weighted by their tokens, make up the whole."""
-    parts = [
-        make_batch([length if i % 2 == part else 0 for i, length in enumerate(VALID)]) for part in (0, 1)
-    ]
+    parts = [make_batch([length if i % 2 == part else 0 for i, length in enumerate(VALID)]) for part in (0, 1)]
     losses = [take_step(step_of, DENSE, batch=part)[0].loss for part in parts]
     tokens = [int((part.segments > 0).sum()) for part in parts]
     assert tokens == [39, 30]
@@ -96,7 +94,7 @@ def test_loss_is_a_mean_over_tokens_not_sequences(step_of, whole):
 
 def test_gradients_are_those_of_the_loss(step_of, whole):
     """Finite differences, through the loss that the step itself reports."""
-    setup, state, step = step_of(DENSE)
+    setup, _, step = step_of(DENSE)
     direction = jax.tree.map(lambda g: g / optax.global_norm(whole[1]), whole[1])
 
     def loss_at(distance):
@@ -116,10 +114,11 @@ def test_a_step_donates_its_state(step_of):
     assert int(after.step) == 1
 
 
-def test_small_weights_start_at_the_entropy_of_a_uniform_guess(step_of, set_up_once):
-    setup, _, step = step_of(DENSE)
-    _, small = set_up_once(DENSE | {"model.init_scale": 1e-4})
-    _, metrics = step(small, setup.place(make_batch()))
+def test_a_small_head_starts_at_the_entropy_of_a_uniform_guess(step_of):
+    """As with model.init_scale=1e-4: its square root is the scale of the head, and so of the logits."""
+    setup, state, step = step_of(DENSE)
+    params = state.params | {"head": state.params["head"] * 1e-2}
+    _, metrics = step(state._replace(params=params), setup.place(make_batch()))
     np.testing.assert_allclose(metrics.loss, math.log(setup.run.model.vocab_size), atol=1e-2)
 
 

@@ -135,7 +135,7 @@ def test_a_directory_without_permission(make_run, tmp_path):
 
 
 def test_no_run_to_evaluate(make_run, tmp_path):
-    with pytest.raises(ConfigError, match="holds no run .config.json is missing.: train one there first"):
+    with pytest.raises(ConfigError, match=r"holds no run \(config.json is missing\): train one there first"):
         workdir.check_identity(tmp_path, make_run())
 
 

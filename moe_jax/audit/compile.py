@@ -1,0 +1,25 @@
+"""The training step, compiled from shapes alone: no corpus, no weights, no accelerator."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from moe_jax.config.schema import RunConfig
+from moe_jax.parallel.compiler_options import compiler_options
+from moe_jax.train.setup import lower_train_step
+
+
+def compile_train_step(
+    run: RunConfig, mesh: Mesh, options: Mapping[str, Any] | None = None
+) -> tuple[jax.stages.Compiled, float]:
+    """The compiled step that the trainer would run on `mesh`, and the seconds that tracing and compiling took.
+
+    `options`: XLA's; by default those that the trainer uses on this platform.
+    """
+    options = compiler_options(mesh.devices.flat[0].platform) if options is None else options
+    start = time.perf_counter()
+    compiled = lower_train_step(run, mesh).compile(compiler_options=dict(options) or None)
+    return compiled, time.perf_counter() - start

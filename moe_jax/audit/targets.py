@@ -1,0 +1,153 @@
+"""Devices of hardware that is not there, to compile for: "v5p:4x4x4", "h100:8", "h100:2x8" (hosts x GPUs).
+
+TPU names and topologies are libtpu's, in chips. For GPUs the last number counts those of one NVLink domain (a host, or
+a rack of GB200) and the one before it the domains. The compiled program depends on the chip and on the mesh, not on how
+GPUs are wired.
+
+Add a GPU by adding its row to `GPUS`, a TPU by its name to `TPUS`.
+"""
+
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils, topologies
+from jax.sharding import AxisType, Mesh
+
+from moe_jax.config.schema import MeshConfig
+from moe_jax.parallel.mesh import AXES
+
+
+class Gpu(NamedTuple):
+    """What XLA wants to know of a GPU. NVIDIA's data sheets, and what the driver reports."""
+
+    name: str  # as the driver reports it
+    capability: int  # major compute capability
+    cores: int  # streaming multiprocessors
+    fpus_per_core: int
+    clock_ghz: float
+    memory: int  # bytes
+    bandwidth: int  # bytes a second
+    l2_cache: int  # bytes
+    shared_per_core: int  # bytes
+    per_host: int
+    per_domain: int  # at most, over NVLink
+
+
+GPUS = {
+    "a100": Gpu(
+        "NVIDIA A100-SXM4-80GB", 8, 108, 64, 1.41, 85_100_068_864, 2_039_040_000_000, 41_943_040, 167_936, 8, 8
+    ),
+    "h100": Gpu(
+        "NVIDIA H100 80GB HBM3", 9, 132, 128, 1.98, 84_942_979_072, 3_352_320_000_000, 52_428_800, 233_472, 8, 8
+    ),
+    "h200": Gpu(
+        "NVIDIA H200 141GB HBM3e", 9, 132, 128, 1.98, 151_397_597_184, 4_800_000_000_000, 52_428_800, 233_472, 8, 8
+    ),
+    "b200": Gpu("NVIDIA B200", 10, 148, 128, 1.965, 191_514_411_008, 7_672_320_000_000, 132_644_864, 233_472, 8, 8),
+    "gb200": Gpu("NVIDIA GB200", 10, 152, 128, 2.062, 197_897_748_480, 7_928_064_000_000, 135_528_448, 233_472, 4, 72),
+}
+TPUS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2x1"}  # smallest: one host
+
+# Without these libtpu asks Google's metadata server where it runs, and refuses a second process.
+_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def devices(target: str) -> list[jax.Device]:
+    """Devices that can be compiled for and nothing else, in the order of the topology.
+
+    Unless the user chose platforms, JAX runs on CPU from here on. What is set in the environment is left as it is.
+
+    Raises ValueError (one line) for a name or topology that does not exist, and where the compiler is not installed.
+    """
+    chip, colon, topology = target.partition(":")
+    if chip not in GPUS and chip not in TPUS:
+        raise ValueError(f"target={target}: no chip named {chip!r}: use one of {', '.join([*TPUS, *GPUS])}")
+    if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology):
+        example = f"{chip}:{TPUS.get(chip, '8')}"
+        raise ValueError(f"target={target}: {topology!r} is not a topology: write it as in {example}")
+    if not jax.config.jax_platforms:
+        jax.config.update("jax_platforms", "cpu")
+    return _tpus(chip, topology) if chip in TPUS else _gpus(chip, topology)
+
+
+def mesh_on(devices: Sequence[jax.Device], config: MeshConfig) -> Mesh:
+    """A mesh of all `devices`; on TPU its axes follow the wires of the torus as well as they can.
+
+    Raises ValueError if the sizes of `config` do not multiply to the number of devices.
+    """
+    shape = tuple(getattr(config, axis) for axis in AXES)
+    if math.prod(shape) != len(devices):
+        raise ValueError(
+            f"mesh {dict(zip(AXES, shape, strict=True))} covers {math.prod(shape)} of {len(devices)} devices"
+        )
+    if devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(shape, list(devices), allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices).reshape(shape)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _tpus(chip: str, topology: str) -> list[jax.Device]:
+    if importlib.util.find_spec("libtpu") is None:
+        raise ValueError(f"target={chip}:{topology} needs XLA for TPU: pip install 'moe_jax[aot]', or make venv-aot")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        return list(topologies.get_topology_desc(f"{chip}:{topology}", platform="tpu").devices)
+    except jax.errors.JaxRuntimeError as error:
+        raise ValueError(
+            f"target={chip}:{topology} is not a topology of {chip} (one host is {TPUS[chip]}): {_one_line(error)}"
+        ) from None
+
+
+def _gpus(chip: str, topology: str) -> list[jax.Device]:
+    if not any(importlib.util.find_spec(f"jax_plugins.xla_cuda{major}") for major in (12, 13)):
+        raise ValueError(
+            f"target={chip}:{topology} needs XLA for NVIDIA: make venv-aot, or pip install 'moe_jax[cuda12]'"
+        )
+    gpu = GPUS[chip]
+    sizes = [int(size) for size in topology.split("x")]
+    domains, size = sizes if len(sizes) == 2 else (1, sizes[0])
+    if len(sizes) > 2 or size > gpu.per_domain or (size > gpu.per_host and size % gpu.per_host):
+        raise ValueError(
+            f"target={chip}:{topology}: write GPUs or domains x GPUs, at most {gpu.per_domain} in one NVLink domain "
+            f"and whole hosts of {gpu.per_host}"
+        )
+    hosts = max(1, size // gpu.per_host)
+    jax.devices()  # starts the backends once: otherwise the plugin is registered twice
+    described = topologies.get_topology_desc(
+        "", platform="cuda", target_config=_target_config(gpu), topology=f"{domains}x{hosts}x{size // hosts}"
+    )
+    return list(described.devices)
+
+
+def _target_config(gpu: Gpu) -> str:
+    """XLA's GpuTargetConfigProto as text."""
+    return f"""gpu_device_info {{
+      threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+      shared_memory_per_block: 49152 shared_memory_per_core: {gpu.shared_per_core}
+      shared_memory_per_block_optin: {gpu.shared_per_core - 1024}
+      core_count: {gpu.cores} fpus_per_core: {gpu.fpus_per_core} clock_rate_ghz: {gpu.clock_ghz}
+      block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+      memory_bandwidth: {gpu.bandwidth} l2_cache_size: {gpu.l2_cache} device_memory_size: {gpu.memory}
+      cuda_compute_capability {{ major: {gpu.capability} }}
+      registers_per_core_limit: 65536 registers_per_block_limit: 65536
+    }}
+    platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }}
+    device_description_str: "{gpu.name}"
+    """
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
