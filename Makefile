@@ -27,10 +27,10 @@ quickstart: venv
 	@echo "The curves: $(BIN)/tensorboard --logdir=$(RUNS)   then open http://localhost:6006"
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: venv
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 test-gpu: venv
 	$(BIN)/python -m pytest -m gpu

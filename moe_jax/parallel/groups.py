@@ -8,7 +8,7 @@ import math
 import re
 
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Int
 
 _LIST = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
@@ -50,11 +50,11 @@ def source_target_pairs(attributes: str) -> Int[np.ndarray, "pairs 2"]:
     return np.array([_integers(pair) for pair in re.findall(r"\{(\d+,\d+)\}", found[1])]).reshape(-1, 2)
 
 
-def axes_of_groups(groups: Int[np.ndarray, "groups size"], mesh: Mesh) -> tuple[str, ...]:
+def axes_of_groups(groups: Int[np.ndarray, "groups size"], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     """The axes whose product gives exactly these groups, in mesh order; () if there are none."""
     wanted = {frozenset(group.tolist()) for group in groups}
     live = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
-    places = np.arange(mesh.devices.size).reshape(mesh.devices.shape)
+    places = np.arange(mesh.size).reshape(tuple(mesh.shape.values()))
     for count in range(1, len(live) + 1):
         for axes in itertools.combinations(live, count):
             along = _groups_along(places, [mesh.axis_names.index(axis) for axis in axes])
@@ -63,9 +63,10 @@ def axes_of_groups(groups: Int[np.ndarray, "groups size"], mesh: Mesh) -> tuple[
     return ()
 
 
-def axes_of_pairs(pairs: Int[np.ndarray, "pairs 2"], mesh: Mesh) -> tuple[str, ...]:
+def axes_of_pairs(pairs: Int[np.ndarray, "pairs 2"], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
     """The axes along which some sender and its receiver lie apart, in mesh order."""
-    source, target = (np.unravel_index(pairs[:, side], mesh.devices.shape) for side in (0, 1))
+    sizes = tuple(mesh.shape.values())
+    source, target = (np.unravel_index(pairs[:, side], sizes) for side in (0, 1))
     return tuple(axis for axis, a, b in zip(mesh.axis_names, source, target, strict=True) if np.any(a != b))
 
 

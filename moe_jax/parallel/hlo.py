@@ -129,10 +129,10 @@ def _executions(computations: dict[str, list[Instruction]], entry: str) -> dict[
 
     Every branch of a conditional counts as run: an upper bound.
     """
-    runs: dict[str, float] = collections.defaultdict(float, {entry: 1})
+    runs: dict[str, float] = collections.defaultdict(float, {entry: 1.0})
     for name in reversed(computations):
         for instruction in computations[name] if runs[name] else ():
-            times = trip_count(instruction, computations) if instruction.opcode == "while" else 1
+            times = trip_count(instruction, computations) if instruction.opcode == "while" else 1.0
             for _, callee in instruction.callees():
                 runs[callee] += runs[name] * times
     return dict(runs)
@@ -145,9 +145,9 @@ def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) ->
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
-        return int(known[1])
+        return float(known[1])
     condition = computations[dict(loop.callees())["condition"]]
-    constants = {i.name: int(i.arguments) for i in condition if i.opcode == "constant" and i.arguments.isdigit()}
+    constants = {i.name: float(i.arguments) for i in condition if i.opcode == "constant" and i.arguments.isdigit()}
     root = next(i for i in condition if i.root)
     limits = [constants[operand] for operand in root.operands if operand in constants]
     counts_up = root.opcode == "compare" and "direction=LT" in root.attributes

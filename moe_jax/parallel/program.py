@@ -14,7 +14,7 @@ import math
 import re
 from typing import NamedTuple
 
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from moe_jax.parallel.groups import axes_of_groups, axes_of_pairs, replica_groups, source_target_pairs
 from moe_jax.parallel.hlo import Instruction, Program, arrays, parse
@@ -64,7 +64,7 @@ class Matmul(NamedTuple):
     source: str
 
 
-def collectives(text: str, mesh: Mesh) -> list[Collective]:
+def collectives(text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
     """All collectives of an optimised module compiled for `mesh`, in the order of the text.
 
     Raises ValueError for a collective inside a loop whose length cannot be found.
@@ -81,7 +81,7 @@ def collectives(text: str, mesh: Mesh) -> list[Collective]:
     return found
 
 
-def bytes_sent(collective: Collective, mesh: Mesh) -> float:
+def bytes_sent(collective: Collective, mesh: Mesh | AbstractMesh) -> float:
     """Bytes that one device sends in one run, by the ring formula over the n devices of a group.
 
     (n - 1) / n of the buffer for all-gather, reduce-scatter and all-to-all, twice that for all-reduce, all of it for a
@@ -139,7 +139,9 @@ def _asynchronous_callers(program: Program) -> dict[str, _Place]:
     return callers
 
 
-def _collective(program: Program, mesh: Mesh, place: _Place, caller: _Place | None, sliced: bool) -> Collective:
+def _collective(
+    program: Program, mesh: Mesh | AbstractMesh, place: _Place, caller: _Place | None, sliced: bool
+) -> Collective:
     """The collective at a place.
 
     `caller`: the start that runs its computation beside other work, if there is one. `sliced`: it stands in a fusion
@@ -188,12 +190,12 @@ def _reduction(program: Program, instruction: Instruction) -> Instruction:
     return _root(program.computations[callee]) if callee else instruction
 
 
-def _span(instruction: Instruction, mesh: Mesh) -> tuple[tuple[str, ...], int]:
+def _span(instruction: Instruction, mesh: Mesh | AbstractMesh) -> tuple[tuple[str, ...], int]:
     """Mesh axes and size of a collective's groups."""
     if instruction.opcode.startswith("collective-permute"):
         axes = axes_of_pairs(source_target_pairs(instruction.attributes), mesh)
         return axes, math.prod(mesh.shape[axis] for axis in axes)
-    groups = replica_groups(instruction.attributes, mesh.devices.size)
+    groups = replica_groups(instruction.attributes, mesh.size)
     return axes_of_groups(groups, mesh), groups.shape[1]
 
 

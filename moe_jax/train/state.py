@@ -71,7 +71,7 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, mesh: 
 
 
 def init_state(run: RunConfig, abstract: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
-    """Draws the weights, each device its own part; the values depend on `seed` alone, not on the mesh."""
+    """Draws the weights, each device its own part, from `seed` alone: on any mesh the same up to rounding."""
 
     def create(key) -> TrainState:
         decoder = Decoder(run, nnx.Rngs(params=key))

@@ -6,7 +6,6 @@ With noise in the router, padding tokens, shared experts and gradient accumulati
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
