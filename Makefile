@@ -1,6 +1,7 @@
 # Every target sets itself up: python3 and make are enough. PYTHON=... picks an interpreter (3.11 to 3.13).
 
 VENV := .venv
+VENV_AOT := .venv-aot
 BIN := $(VENV)/bin
 CANDIDATES := python3.13 python3.12 python3.11 \
   $(shell ls -d $(HOME)/.pyenv/versions/3.1[123]*/bin/python3 2>/dev/null | sort -Vr) python3
@@ -11,7 +12,7 @@ NEWEST = $(shell for p in $(CANDIDATES); do \
 PYTHON ?= $(NEWEST)
 RUNS := runs
 
-.PHONY: venv quickstart test test-slow test-gpu lint benchmark compare tensorboard clean
+.PHONY: venv venv-aot quickstart test test-slow test-gpu test-aot lint benchmark compare tensorboard clean
 
 venv: $(VENV)/.installed
 
@@ -35,6 +36,21 @@ test-slow: venv
 test-gpu: venv
 	$(BIN)/python -m pytest -m gpu
 
+# Compilers for TPU and NVIDIA, 2.3 GB; no accelerator needed. Of CUDA only what compiles: plugin, ptxas, libdevice.
+venv-aot: $(VENV_AOT)/.installed
+
+$(VENV_AOT)/.installed: setup.py
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 was found: install one, or give PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV_AOT)
+	$(VENV_AOT)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,aot]'
+	jax=$$($(VENV_AOT)/bin/python -c 'import jax; print(jax.__version__)') && \
+	  $(VENV_AOT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  jax-cuda12-plugin==$$jax jax-cuda12-pjrt==$$jax 'nvidia-cuda-nvcc-cu12==12.9.*'
+	touch $@
+
+test-aot: venv-aot
+	$(VENV_AOT)/bin/python -m pytest -m aot
+
 lint: venv
 	$(BIN)/ruff check .
 
@@ -51,4 +67,4 @@ tensorboard: venv
 	$(BIN)/tensorboard --logdir=$(RUNS)
 
 clean:
-	rm -rf $(VENV) *.egg-info
+	rm -rf $(VENV) $(VENV_AOT) *.egg-info

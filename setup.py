@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-AOT = ["libtpu"]  # jax names the version that fits it; see `pip show jax`
+AOT = ["jax[tpu]"]  # libtpu, which compiles for TPU anywhere; jax names the version that fits it
 HUGGING_FACE = ["safetensors", "huggingface_hub"]
 
 setup(

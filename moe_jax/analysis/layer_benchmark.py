@@ -102,7 +102,8 @@ def run(repeats: int) -> list[dict[str, Any]]:
         row = run_case(case, repeats)
         print(
             f"| {case.d_model} | {case.d_ff} | {case.num_experts} | {case.top_k} | {case.routing} "
-            f"| {row['dropped']:.1%} | {row['capacity_ratio']:.2f} | {row['einsum_ratio']:.2f} | {row['experts_ms']:.0f} |",
+            f"| {row['dropped']:.1%} | {row['capacity_ratio']:.2f} | {row['einsum_ratio']:.2f} "
+            f"| {row['experts_ms']:.0f} |",
             flush=True,
         )
         rows.append(row)

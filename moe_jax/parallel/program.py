@@ -154,6 +154,8 @@ def _collective(
     start = place if paired else caller
     pair = _pair(instructions, place.index) if paired else None
     results = arrays(instructions[pair[1]].shape if pair else instruction.shape)
+    if paired and not pair:  # it ends elsewhere: what is known is the start's shape, operands first, then results
+        results = results[len(instruction.operands) :][: len(instruction.operands)] or results
     axes, size = _span(instruction, mesh)
     count = program.executions[place.computation]
     if math.isnan(count):

@@ -66,7 +66,7 @@ def test_tokens_cross_the_mesh_in_all_to_alls_only(target, remat, exchanges):
     slots = 160  # 1.25 * 2 * 256 / 4
     assert {(c.axes, c.bytes, c.dtype) for c in tokens} == {(("expert",), EXPERTS * slots * MODEL * 2, "bf16")}
     assert sum(c.count for c in tokens) == exchanges * LAYERS
-    assert all(c.source.split(" > ")[-2].startswith("parallel/exchange.py") for c in tokens)
+    assert all("parallel/exchange.py" in c.source for c in tokens)
 
 
 @pytest.mark.parametrize("target", TARGETS)
