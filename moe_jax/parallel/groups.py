@@ -13,8 +13,9 @@ from jaxtyping import Int
 
 _LIST = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\(([\d,\s]+)\))?\s*\{([^}]*)\}")
+_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\((.*?)\)(?=\s*\{))?\s*\{([^}]*)\}")
 _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
+_TRANSPOSED = re.compile(r"\[([\d,]+)\]T\(([\d,]+)\)")
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 
 
@@ -23,7 +24,7 @@ def replica_groups(attributes: str, devices: int) -> Int[np.ndarray, "groups siz
 
         {{0,1},{2,3}}                         listed; {} is one group of all
         [2,2]<=[2,2]T(1,0)                    0, 1, 2 ... as a [2,2] array, transposed, in rows of [2,2]
-        mesh['data'=2,'expert'=2] {'expert'}  along named axes
+        mesh['data'=2,'expert'=2] {'expert'}  along named axes; device_ids, listed or as [2,2]T(1,0), may follow
 
     Raises ValueError for any other.
     """
@@ -31,8 +32,7 @@ def replica_groups(attributes: str, devices: int) -> Int[np.ndarray, "groups siz
         return _along_named_axes(*found.groups())
     if found := _IOTA.search(attributes):
         shape, source, order = map(_integers, found.groups(default=""))
-        numbers = np.arange(math.prod(source)).reshape(source)
-        return numbers.transpose(order or range(len(source))).reshape(shape)
+        return _iota(source, order).reshape(shape)
     if found := _LIST.search(attributes):
         groups = [_integers(group) for group in re.findall(r"\{([\d,]*)\}", found[1])]
         return np.array(groups) if groups else np.arange(devices)[None]
@@ -83,13 +83,22 @@ def _along_named_axes(mesh: str, order: str | None, axes: str) -> Int[np.ndarray
         for low, high in itertools.pairwise(sorted({1, whole, *itertools.chain(*parts)})):
             dims += [len(shape)] if any(start <= low and high <= end for start, end in parts) else []
             shape.append(high // low)
-    places = np.array(_integers(order)) if order else np.arange(math.prod(shape))
+    transposed = _TRANSPOSED.fullmatch(order or "")
+    if transposed:
+        places = _iota(_integers(transposed[1]), _integers(transposed[2]))
+    else:
+        places = np.array(_integers(order)) if order else np.arange(math.prod(shape))
     return _groups_along(places.reshape(shape), dims)
 
 
 def _groups_along(places: Int[np.ndarray, "..."], dims: list[int]) -> Int[np.ndarray, "groups size"]:
     size = math.prod(places.shape[dim] for dim in dims)
     return np.moveaxis(places, dims, range(-len(dims), 0)).reshape(-1, size)
+
+
+def _iota(shape: tuple[int, ...], order: tuple[int, ...]) -> Int[np.ndarray, "..."]:
+    """0, 1, 2 ... in `shape`, its dimensions then put in `order` (empty: as they are)."""
+    return np.arange(math.prod(shape)).reshape(shape).transpose(order or range(len(shape)))
 
 
 def _integers(text: str) -> tuple[int, ...]:

@@ -156,6 +156,7 @@ FORMS = {
     "replica_groups=mesh['a'=8] {'a':(2)2}": ("fsdp",),
     "replica_groups=mesh['a'=8] {'a':(1)2,'a':(4)2}": ("data", "expert"),
     "replica_groups=mesh['a'=2,'b'=4], device_ids=(0,2,4,6,1,3,5,7) {'a'}": ("expert",),
+    "replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}": ("expert",),
     "replica_groups={{0,1},{2,4},{3,5},{6,7}}": (),
     "replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}": (),
 }
