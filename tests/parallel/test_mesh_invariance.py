@@ -39,7 +39,7 @@ def make_run(mesh, top_k, dispatcher, dtype, **fields):
     config = default_config()
     config.update_from_flattened_dict(
         {
-            "model.num_layers": 3, "model.d_model": 16, "model.d_ff": 16, "model.num_heads": 4, "model.num_kv_heads": 2,
+            "model.num_layers": 4, "model.d_model": 16, "model.d_ff": 16, "model.num_heads": 4, "model.num_kv_heads": 2,
             "model.vocab_size": 32, "model.dtype": dtype, "moe.num_experts": 8, "moe.every": 2, "moe.top_k": top_k,
             "moe.activation": "swiglu", "moe.dispatcher": dispatcher, "moe.jitter": 0.1, "moe.group_size": LENGTH,
             "moe.capacity_factor": 0.9, "moe.z_loss": 0.001, "data.sequence_length": LENGTH, "data.batch_size": BATCH,
@@ -66,8 +66,8 @@ def train(run, steps):
     model = build_model(run, mesh)
     optimizer = make_optimizer(run.train, model.decayed)
     abstract = abstract_state(model, optimizer, mesh)
-    state = init_state(run, abstract, optimizer)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state = jax.device_put(initial_state(run.moe.top_k, run.model.dtype), placed)
     step = jax.jit(make_train_step(run, mesh, model, optimizer), out_shardings=(placed, None))
     batch = jax.device_put(make_batch(), NamedSharding(mesh, spec_of(mesh, TOKEN_AXES)))
     state, metrics = step(state, batch)
@@ -79,6 +79,16 @@ def train(run, steps):
     for _ in range(steps - 1):
         state, _ = step(state, batch)
     return first, jax.device_get(state.params)
+
+
+@functools.cache
+def initial_state(top_k, dtype):
+    """The same for all meshes, on the host: drawing it anew on each would compile as long as the step."""
+    run = make_run({}, top_k, "capacity", dtype)
+    mesh = make_mesh(run.mesh)
+    model = build_model(run, mesh)
+    optimizer = make_optimizer(run.train, model.decayed)
+    return jax.device_get(init_state(run, abstract_state(model, optimizer, mesh), optimizer))
 
 
 @functools.cache
