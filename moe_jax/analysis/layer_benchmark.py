@@ -77,7 +77,8 @@ def expert_matmuls(layer: MoELayer, x: Float[Array, "1 T D"]):
     buffers = jax.random.normal(jax.random.key(2), (1, moe.num_experts, slots, x.shape[-1]))
 
     def loss(weights, buffers):
-        out = nnx.merge(graphdef, weights)(buffers)
+        experts = nnx.merge(graphdef, weights)
+        out = experts(buffers, experts.gathered(buffers.dtype))
         return jnp.sum(jnp.square(out))
 
     return _compiled(_on_one_device(loss), weights, buffers)

@@ -8,19 +8,12 @@ Add a GPU by adding its row to `GPUS`, a TPU by its name to `TPUS`.
 """
 
 import importlib.util
-import math
 import os
 import re
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import mesh_utils, topologies
-from jax.sharding import AxisType, Mesh
-
-from moe_jax.config.schema import MeshConfig
-from moe_jax.parallel.mesh import AXES
+from jax.experimental import topologies
 
 
 class Gpu(NamedTuple):
@@ -79,23 +72,6 @@ def devices(target: str) -> list[jax.Device]:
     if not jax.config.jax_platforms:
         jax.config.update("jax_platforms", "cpu")
     return _tpus(chip, topology) if chip in TPUS else _gpus(chip, topology)
-
-
-def mesh_on(devices: Sequence[jax.Device], config: MeshConfig) -> Mesh:
-    """A mesh of all `devices`; on TPU its axes follow the wires of the torus as well as they can.
-
-    Raises ValueError if the sizes of `config` do not multiply to the number of devices.
-    """
-    shape = tuple(getattr(config, axis) for axis in AXES)
-    if math.prod(shape) != len(devices):
-        raise ValueError(
-            f"mesh {dict(zip(AXES, shape, strict=True))} covers {math.prod(shape)} of {len(devices)} devices"
-        )
-    if devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(shape, list(devices), allow_split_physical_axes=True)
-    else:
-        grid = np.array(devices).reshape(shape)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _tpus(chip: str, topology: str) -> list[jax.Device]:

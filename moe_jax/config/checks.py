@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 
+from moe_jax.config.capacity import capacity
 from moe_jax.config.schema import RunConfig, flatten
 from moe_jax.data.sources import parse_sources
 from moe_jax.models.attention import ATTENTION
@@ -88,9 +89,9 @@ def _sizes(run: RunConfig) -> None:
     _each(
         run,
         "model.num_layers model.d_model model.d_ff model.num_heads model.num_kv_heads model.head_dim model.vocab_size "
-        "model.attention_chunk model.loss_chunk moe.top_k moe.every moe.d_ff moe.group_size data.sequence_length "
-        "data.batch_size train.steps train.accumulate log.every checkpoint.every checkpoint.keep mesh.data mesh.fsdp "
-        "mesh.expert mesh.tensor",
+        "model.attention_chunk model.loss_chunk moe.top_k moe.every moe.d_ff moe.group_size "
+        "moe.exchange_chunks data.sequence_length data.batch_size train.steps train.accumulate log.every "
+        "checkpoint.every checkpoint.keep mesh.data mesh.fsdp mesh.expert mesh.tensor",
         positive,
     )
     _each(
@@ -111,6 +112,7 @@ def _choices(run: RunConfig) -> None:
     one_of("model.remat", run.model.remat, REMAT)
     one_of("moe.activation", run.moe.activation, ACTIVATIONS)
     one_of("moe.router", run.moe.router, ROUTERS)
+    one_of("moe.exchange_dtype", run.moe.exchange_dtype, ("", "float32", "bfloat16"))
     one_of("moe.dispatcher", run.moe.dispatcher, DISPATCHERS)
     one_of("moe.drop_order", run.moe.drop_order, DROP_ORDERS)
     one_of("moe.second_expert", run.moe.second_expert, SECOND_EXPERT)
@@ -165,10 +167,17 @@ def _moe(run: RunConfig) -> None:
             f"moe.top_k={moe.top_k} is more than moe.num_experts={moe.num_experts}: a token visits an expert once, "
             "lower moe.top_k or raise moe.num_experts"
         )
-    if moe.router == "switch" and moe.top_k != 1:
-        raise Violation(f"moe.top_k={moe.top_k} with moe.router='switch', which is top-1: use moe.router='top_k'")
-    if moe.router == "gshard" and moe.top_k != 2:
-        raise Violation(f"moe.top_k={moe.top_k} with moe.router='gshard', which is top-2: use moe.router='top_k'")
+    required = ROUTERS[moe.router].required_top_k
+    if required not in (None, moe.top_k):
+        raise Violation(
+            f"moe.top_k={moe.top_k} with moe.router={moe.router!r}, which is top-{required}: use moe.router='top_k'"
+        )
+    for name in ("moe.capacity_factor", "moe.eval_capacity_factor"):
+        slots = capacity(getattr(moe, name.removeprefix("moe.")), moe.top_k, moe.group_size, moe.num_experts)
+        if moe.exchange_chunks > slots:
+            raise Violation(
+                f"moe.exchange_chunks={moe.exchange_chunks} is more than the C={slots} slots of {name}: lower it"
+            )
     if moe.normalize_gates and moe.top_k == 1:
         raise Violation(
             "moe.normalize_gates=True with moe.top_k=1 makes every gate the constant 1 and leaves the router without a "

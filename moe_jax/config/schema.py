@@ -37,7 +37,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-    """The Mixture-of-Experts layers. [identity, but for `dispatcher`]"""
+    """The Mixture-of-Experts layers. [identity, but for `dispatcher` and `exchange_chunks`]"""
 
     num_experts: int = 0  # routed experts a layer; 0: a dense model
     top_k: int = 1  # experts a token
@@ -52,6 +52,8 @@ class MoEConfig:
     second_threshold: float = 0.2  # gshard, second_expert=threshold: the gate from which it is kept
     jitter: float = 0.0  # multiply the router's input by a uniform draw from [1 - jitter, 1 + jitter] in training
     dispatcher: str = "capacity"  # see moe_jax/moe/dispatch.py
+    exchange_dtype: str = ""  # of tokens on the wire, float32 or bfloat16; "": model.dtype
+    exchange_chunks: int = 1  # pieces of the exchange: one may travel while the experts work on another
     capacity_factor: float = 1.25  # expert buffer in multiples of the balanced load, in training
     eval_capacity_factor: float = 2.0  # the same in evaluation
     group_size: int = 256  # tokens routed together (may span sequences)
@@ -152,6 +154,7 @@ NOT_IDENTITY = frozenset(
         "model.attention_chunk",
         "model.loss_chunk",
         "moe.dispatcher",
+        "moe.exchange_chunks",
         "data.cache_dir",
         "train.steps",
         "train.profile",

@@ -1,9 +1,11 @@
 """The feed-forward network, dense or for many experts at once: one batched matmul a projection."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from moe_jax.config.counting import GATED
@@ -17,46 +19,76 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
+class Weights(NamedTuple):
+    """The matrices of a feed-forward network, or of this device's experts, ready to multiply with."""
+
+    up: Float[Array, "*E D F"]
+    gate: Float[Array, "*E D F"] | None  # of a gated network
+    down: Float[Array, "*E F D"]
+
+
 class FeedForward(nnx.Module):
     """down(act(up(x))), or gated, down(act(gate(x)) * up(x)) (Shazeer 2020); no biases.
 
     The output is this device's part of a sum over the mesh axis `tensor`, along which F is cut: the caller reduces.
     """
 
-    def __init__(self, d_model: int, d_ff: int, activation: str, init: nnx.Initializer, rngs: nnx.Rngs, dtype):
+    def __init__(
+        self, d_model: int, d_ff: int, activation: str, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike
+    ):
         self.activation = activation
-        names = ("gate", "up") if activation in GATED else ("up",)
-        for name in names:
+        for name in _inner(activation):
             setattr(self, name, param(rngs, (d_model, d_ff), ("embed", "mlp"), init, dtype))
         self.down = param(rngs, (d_ff, d_model), ("mlp_in", None), init, dtype)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         """Applies the network to the last dimension."""
-        return _network(self, x)
+        return _network(_gathered(self, x.dtype), self.activation, x)
 
 
 class Experts(nnx.Module):
     """E feed-forward networks with weights of their own; this device has those of its place on the axis `expert`."""
 
     def __init__(
-        self, num_experts: int, d_model: int, d_ff: int, activation: str, init: nnx.Initializer, rngs: nnx.Rngs, dtype
+        self,
+        num_experts: int,
+        d_model: int,
+        d_ff: int,
+        activation: str,
+        init: nnx.Initializer,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
     ):
         self.activation = activation
-        names = ("gate", "up") if activation in GATED else ("up",)
-        for name in names:
-            shape = (num_experts, d_model, d_ff)
+        shape = (num_experts, d_model, d_ff)
+        for name in _inner(activation):
             setattr(self, name, param(rngs, shape, ("expert", "expert_embed", "expert_mlp"), init, dtype))
         self.down = param(rngs, (num_experts, d_ff, d_model), ("expert", "expert_mlp_in", None), init, dtype)
 
-    def __call__(self, buffers: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
+    def gathered(self, dtype: DTypeLike) -> Weights:
+        """This device's experts. Gather once, also where the buffers come in several pieces."""
+        return _gathered(self, dtype)
+
+    def __call__(self, buffers: Float[Array, "G E C D"], weights: Weights) -> Float[Array, "G E C D"]:
         """Applies expert e to the rows of buffers[:, e]; partial sums over `tensor`, as in `FeedForward`."""
         groups, experts, slots, size = buffers.shape
         rows = buffers.swapaxes(0, 1).reshape(experts, groups * slots, size)
-        return _network(self, rows).reshape(experts, groups, slots, size).swapaxes(0, 1)
+        out = _network(weights, self.activation, rows)
+        return out.reshape(experts, groups, slots, size).swapaxes(0, 1)
 
 
-def _network(weights: FeedForward | Experts, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    activate = ACTIVATIONS[weights.activation]
-    up = x @ gather(weights.up, x.dtype)
-    hidden = activate(x @ gather(weights.gate, x.dtype)) * up if weights.activation in GATED else activate(up)
-    return hidden @ gather(weights.down, x.dtype)
+def _inner(activation: str) -> tuple[str, ...]:
+    """Names of the matrices before the activation."""
+    return ("gate", "up") if activation in GATED else ("up",)
+
+
+def _gathered(module: FeedForward | Experts, dtype: DTypeLike) -> Weights:
+    gate = gather(module.gate, dtype) if module.activation in GATED else None
+    return Weights(gather(module.up, dtype), gate, gather(module.down, dtype))
+
+
+def _network(weights: Weights, activation: str, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    activate = ACTIVATIONS[activation]
+    up = x @ weights.up
+    hidden = activate(up) if weights.gate is None else activate(x @ weights.gate) * up
+    return hidden @ weights.down

@@ -51,9 +51,19 @@ class MoELayer(nnx.Module):
         groups = varying(groups, [TENSOR])
         dispatcher = DISPATCHERS[moe.dispatcher]
         buffers = dispatcher.dispatch(groups, plan).reshape(groups.shape[0], moe.num_experts, slots, -1)
-        buffers = checkpoint_name(to_experts(buffers), DISPATCHED)
-        out = checkpoint_name(from_experts(self.experts(buffers)), RETURNED)
+        out = self._exchange(buffers)
         y = dispatcher.combine(out.reshape(groups.shape[0], moe.num_experts * slots, -1), routing.gate, plan)
         if self.shared is not None:
             y = y + self.shared(groups)
         return sum_over(y, [TENSOR]).reshape(x.shape), routing_sums(routing, plan)
+
+    def _exchange(self, buffers: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
+        """What the experts make of the buffers: there, through, and back, `moe.exchange_chunks` pieces of C in turn."""
+        wire = self.moe.exchange_dtype or buffers.dtype
+        weights = self.experts.gathered(buffers.dtype)
+        returned = []
+        for chunk in jnp.array_split(buffers.astype(wire), self.moe.exchange_chunks, axis=2):
+            dispatched = checkpoint_name(to_experts(chunk), DISPATCHED)
+            out = self.experts(dispatched.astype(buffers.dtype), weights)
+            returned.append(checkpoint_name(from_experts(out.astype(wire)), RETURNED))
+        return jnp.concatenate(returned, axis=2).astype(buffers.dtype)

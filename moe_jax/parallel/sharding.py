@@ -14,8 +14,8 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from moe_jax.parallel.collectives import all_gather
-from moe_jax.parallel.mesh import EXPERT, FSDP, TENSOR
+from moe_jax.parallel.collectives import all_gather, varying
+from moe_jax.parallel.mesh import DATA, EXPERT, FSDP, TENSOR
 
 
 class Rule(NamedTuple):
@@ -55,9 +55,10 @@ def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, init: Callable, dt
 def gather(weight: nnx.Param, dtype: Any) -> Float[Array, "..."]:
     """The part of `weight` that this device computes with, in `dtype`; inside `shard_map`.
 
-    The transpose sums gradients in `dtype`, by reduce-scatter.
+    The transpose sums gradients in `dtype` by reduce-scatter, and only then, in the parameter's precision, each piece
+    over `data`. (Left to itself that sum comes first, over the whole gathered weight.)
     """
-    value = weight[...].astype(dtype)
+    value = varying(weight[...], [DATA]).astype(dtype)
     for dim, name in enumerate(weight.axes):
         value = all_gather(value, RULES[name].stored, dim)
     return value

@@ -6,9 +6,10 @@ from collections import Counter
 import pytest
 
 from moe_jax.audit.compile import compile_train_step
-from moe_jax.audit.targets import devices, mesh_on
+from moe_jax.audit.targets import devices
 from moe_jax.config import default_config
 from moe_jax.config.resolve import resolve
+from moe_jax.parallel.mesh import make_mesh
 from moe_jax.parallel.program import collectives, matmuls
 
 pytestmark = pytest.mark.aot
@@ -31,7 +32,7 @@ def program(target, remat="save_exchange", data=1, fsdp=4, expert=2):
     )  # fmt: skip
     there = devices(target)
     run = resolve(config, len(there))
-    mesh = mesh_on(there, run.mesh)
+    mesh = make_mesh(run.mesh, there)
     compiled, seconds = compile_train_step(run, mesh)
     assert seconds > 0
     text = compiled.as_text()

@@ -7,8 +7,7 @@ import jax
 import pytest
 
 from moe_jax.audit import targets
-from moe_jax.audit.targets import devices, mesh_on
-from moe_jax.config import MeshConfig
+from moe_jax.audit.targets import devices
 
 
 def error(target):
@@ -55,14 +54,3 @@ def test_the_environment_of_the_user_stays(monkeypatch):
     assert devices("v5e:2x4") == jax.devices()
     assert os.environ["TPU_WORKER_HOSTNAMES"] == "here"
     assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
-
-
-def test_a_mesh_has_all_four_axes():
-    mesh = mesh_on(jax.devices(), MeshConfig(data=1, fsdp=2, expert=4, tensor=1))
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "expert": 4, "tensor": 1}
-    assert mesh.devices.flatten().tolist() == jax.devices()
-
-
-def test_a_mesh_covers_every_device():
-    with pytest.raises(ValueError, match="covers 4 of 8 devices"):
-        mesh_on(jax.devices(), MeshConfig(expert=4))
