@@ -1,0 +1,141 @@
+"""The collective contract: what a compiled training step may exchange, and nothing else (docs/parallelism.md).
+
+    broken = violations(collectives(compiled.as_text(), mesh), run, mesh)
+
+Each broken clause is one line that names the collective and the lines of Python it comes from.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from moe_jax.config.capacity import capacity
+from moe_jax.config.layers import num_moe_layers
+from moe_jax.config.schema import RunConfig
+from moe_jax.parallel.mesh import EXPERT, FSDP, TENSOR
+from moe_jax.parallel.program import Collective
+from moe_jax.parallel.sharding import RULES
+from moe_jax.train.state import build_model
+
+EXCHANGES = {"none": 4, "save_exchange": 4, "full": 6}  # all-to-alls of an MoE layer in a step, by model.remat
+ITEMSIZE = {"bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def violations(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> list[str]:
+    """What of `found` breaks the contract of a training step of `run` on `mesh`; empty: nothing does."""
+    return [
+        *_exchange(found, run),
+        *itertools.chain.from_iterable(_weights(c, run, mesh) for c in found),
+        *itertools.chain.from_iterable(_reductions(c, run, mesh) for c in found),
+    ]
+
+
+def exchange_bytes(run: RunConfig) -> int:
+    """Bytes of one all-to-all: this device's groups of a micro-batch, all experts, C slots, D, as they travel."""
+    moe, mesh = run.moe, run.mesh
+    sequences = run.data.batch_size // run.train.accumulate // (mesh.data * mesh.fsdp * mesh.expert)
+    groups = sequences * run.data.sequence_length // moe.group_size
+    slots = capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
+    return groups * moe.num_experts * slots * run.model.d_model * ITEMSIZE[moe.exchange_dtype or run.model.dtype]
+
+
+def _exchange(found: Sequence[Collective], run: RunConfig) -> Iterator[str]:
+    """Exactly so many all-to-alls, over `expert` alone, of exactly so many bytes."""
+    tokens = [c for c in found if "all-to-all" in c.kind]
+    for c in tokens:
+        if c.axes != (EXPERT,):
+            yield f"{_named(c)}: tokens are exchanged over the axis expert alone"
+    exchanges = num_moe_layers(run) * EXCHANGES[run.model.remat] * run.train.accumulate if run.mesh.expert > 1 else 0
+    count, expected = sum(c.count for c in tokens), exchanges * run.moe.exchange_chunks
+    if count != expected:
+        yield f"{count:g} all-to-alls in a step, not {expected}"
+    sent = sum(c.count * c.bytes for c in tokens)
+    if sent != exchanges * exchange_bytes(run):
+        yield f"the all-to-alls of a step hold {sent:g} bytes, not {exchanges * exchange_bytes(run)}"
+
+
+def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
+    """What is gathered or scattered is a weight, over one mesh axis."""
+    if c.kind not in ("all-gather", "reduce-scatter"):
+        return
+    if len(c.axes) != 1 or c.axes[0] not in (FSDP, EXPERT):
+        yield f"{_named(c)}: weights are gathered and scattered over fsdp or expert, one at a time"
+        return
+    allowed = gathered_elements(run, mesh)[c.axes[0]]
+    size = mesh.shape[c.axes[0]] if c.kind == "reduce-scatter" else 1
+    for shape in c.shapes:
+        elements = _elements(shape) * size
+        if elements not in allowed:
+            yield f"{_named(c)}: {shape} is no weight's, whole or in part"
+
+
+def _reductions(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
+    """Sums over `tensor` are of tokens; all others are statistics, norms' scales and scalars."""
+    if c.kind != "all-reduce":
+        return
+    if not c.axes:
+        yield f"{_named(c)}: its groups are those of no mesh axis"
+        return
+    sequences = run.data.batch_size // run.train.accumulate // (run.mesh.data * run.mesh.fsdp * run.mesh.expert)
+    tokens = sequences * run.data.sequence_length * run.model.d_model
+    small = small_elements(run)
+    summed_over_data = max(itertools.chain((0,), local_elements(run, mesh))) if run.mesh.data > 1 else 0
+    for shape in c.shapes:
+        elements = _elements(shape)
+        if c.axes == (TENSOR,) and elements <= tokens:
+            continue
+        if "data" in c.axes and elements <= summed_over_data:  # a gradient's own piece, after its reduce-scatter
+            continue
+        if elements > small:
+            yield f"{_named(c)}: {shape} has more than the {small} elements of statistics and norms"
+
+
+def small_elements(run: RunConfig) -> int:
+    """Elements of the largest thing that may be summed over the whole mesh: statistics or norms of all layers."""
+    statistics = num_moe_layers(run) * 2 * max(run.moe.num_experts, 32)
+    return max(statistics, (2 * run.model.num_layers + 1) * run.model.d_model, 2 * run.moe.num_experts)
+
+
+def gathered_elements(run: RunConfig, mesh: Mesh) -> dict[str, set[int]]:
+    """By mesh axis: the number of elements that gathering each stored weight over it gives."""
+    sizes: dict[str, set[int]] = {FSDP: set(), EXPERT: set()}
+    for weight in _weights_of(run, mesh):
+        elements = math.prod(weight.shape[-len(weight.axes) :])
+        for name in weight.axes:
+            elements //= math.prod(mesh.shape[axis] for axis in RULES[name].split)
+        for name in weight.axes:
+            stored = [axis for axis in RULES[name].stored if mesh.shape[axis] > 1]
+            whole = elements
+            for axis in stored:  # the major axis is gathered last, and gives the whole
+                sizes[axis].add(whole)
+                whole //= mesh.shape[axis]
+    return sizes
+
+
+def local_elements(run: RunConfig, mesh: Mesh) -> list[int]:
+    """Elements of the piece that one device stores of each weight, all layers of a segment together."""
+    pieces = []
+    for weight in _weights_of(run, mesh):
+        cuts = math.prod(mesh.shape[axis] for name in weight.axes for axis in RULES[name].split + RULES[name].stored)
+        pieces.append(math.prod(weight.shape) // cuts)
+    return pieces
+
+
+def _weights_of(run: RunConfig, mesh: Mesh) -> list[nnx.Param]:
+    model = build_model(run, mesh)
+    decoder = nnx.merge(model.graphdef, model.abstract)
+    return [weight for _, weight in nnx.iter_graph(decoder) if isinstance(weight, nnx.Param)]
+
+
+def _elements(shape: str) -> int:
+    """Of HLO's "bf16[8,4096]"."""
+    dims = shape[shape.index("[") + 1 : shape.index("]")]
+    return int(np.prod([int(n) for n in dims.split(",")], dtype=np.int64)) if dims else 1
+
+
+def _named(c: Collective) -> str:
+    return f"{c.kind} over {'+'.join(c.axes) or 'no axis'} ({c.op_name or 'unnamed'}; {c.source or 'source unknown'})"

@@ -1,0 +1,145 @@
+"""The contract holds for the compiled step on fake devices, and a planted violation of each clause breaks it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from moe_jax.audit.compile import compile_train_step
+from moe_jax.audit.contract import exchange_bytes, violations
+from moe_jax.config import MeshConfig, MoEConfig, default_config
+from moe_jax.config.resolve import resolve
+from moe_jax.moe import layer
+from moe_jax.moe.layer import MoELayer
+from moe_jax.parallel import exchange, sharding
+from moe_jax.parallel.collectives import sum_over
+from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
+from moe_jax.parallel.program import collectives
+
+MESHES = (
+    {"expert": 8},
+    {"data": 2, "expert": 4},
+    {"fsdp": 2, "expert": 2, "tensor": 2},
+    {"data": 2, "fsdp": 2, "expert": 2},
+    {"fsdp": 8},
+)
+
+
+def compiled(mesh, **fields):
+    """(collectives, run, mesh) of a step on eight devices: four layers, two of them MoE."""
+    config = default_config()
+    config.update_from_flattened_dict(
+        {
+            "model.num_layers": 4, "model.d_model": 24, "model.d_ff": 32, "model.num_heads": 4, "model.num_kv_heads": 2,
+            "model.head_dim": 12, "model.vocab_size": 40, "moe.num_experts": 8, "moe.every": 2, "moe.top_k": 2,
+            "moe.router": "top_k", "moe.group_size": 30, "data.sequence_length": 30, "data.batch_size": 8,
+            "model.attention_chunk": 30, "model.loss_chunk": 30,
+            **{f"mesh.{axis}": size for axis, size in mesh.items()}, **fields,
+        }
+    )  # fmt: skip
+    run = resolve(config, 8)
+    on = make_mesh(run.mesh)
+    program, _ = compile_train_step(run, on)
+    return collectives(program.as_text(), on), run, on
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "save_exchange"])
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_the_step_keeps_the_contract(mesh, remat):
+    found, run, on = compiled(mesh, **{"model.remat": remat})
+    assert violations(found, run, on) == []
+    exchanged = [c for c in found if c.kind == "all-to-all"]
+    layers, passes = 2, 6 if remat == "full" else 4
+    assert sum(c.count for c in exchanged) == (layers * passes if "expert" in mesh else 0)
+    # E * C * D floats of this device's groups; C = ceil(1.25 * 2 * 30 / 8) = 10.
+    groups = 8 // (on.size // mesh.get("tensor", 1))
+    assert {c.bytes for c in exchanged} <= {groups * 8 * 10 * 24 * 4}
+    assert exchange_bytes(run) == groups * 8 * 10 * 24 * 4
+    if set(mesh) & {"fsdp", "expert"}:
+        assert {c.axes for c in found if c.kind == "reduce-scatter"} <= {("fsdp",), ("expert",)}
+        assert any(c.kind == "reduce-scatter" for c in found)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"moe.exchange_chunks": 3}, {"train.accumulate": 2, "data.batch_size": 16}, {"moe.exchange_dtype": "bfloat16"}],
+    ids=str,
+)
+def test_pieces_micro_batches_and_wire_precision_are_in_the_contract(fields):
+    found, run, on = compiled({"data": 2, "expert": 4}, **fields)
+    if "moe.exchange_dtype" in fields:  # XLA for CPU has no bfloat16 all-to-all: it sends float32
+        found = [c._replace(bytes=c.bytes / 2) if c.kind == "all-to-all" else c for c in found]
+    assert violations(found, run, on) == []
+
+
+def broken(mesh={"data": 2, "expert": 4}, **fields):  # noqa: B006, never changed
+    return "\n".join(violations(*compiled(mesh, **fields)))
+
+
+def test_a_gathered_token_buffer(monkeypatch):
+    def through_a_gather(buffers):
+        everything = lax.all_gather(exchange.to_experts(buffers), "expert", axis=0, tiled=True)
+        own = everything.shape[0] // lax.axis_size("expert")
+        return lax.dynamic_slice_in_dim(everything, lax.axis_index("expert") * own, own)
+
+    monkeypatch.setattr(layer, "to_experts", through_a_gather)
+    assert "is no weight's, whole or in part" in broken()
+
+
+def test_an_exchange_too_many(monkeypatch):
+    monkeypatch.setattr(
+        layer, "to_experts", lambda b: exchange.to_experts(exchange.from_experts(exchange.to_experts(b)) * 1.5)
+    )
+    assert "16 all-to-alls in a step, not 8" in broken()
+
+
+def test_an_exchange_that_runs_again_in_the_backward_pass(monkeypatch):
+    monkeypatch.setattr(layer, "checkpoint_name", lambda x, name: x)
+    assert "12 all-to-alls in a step, not 8" in broken(**{"model.remat": "save_exchange"})
+
+
+def test_a_weight_gathered_over_two_axes_at_once(monkeypatch):
+    def at_once(x, axes, dim):
+        live = tuple(axis for axis in axes if lax.axis_size(axis) > 1)
+        return lax.all_gather(x, live, axis=dim, tiled=True) if live else x
+
+    monkeypatch.setattr(sharding, "all_gather", at_once)
+    assert "one at a time" in broken({"fsdp": 2, "expert": 4})
+
+
+def test_gradients_summed_over_data_before_they_are_scattered(monkeypatch):
+    monkeypatch.setattr(sharding, "varying", lambda x, axes: x)
+    assert "elements of statistics and norms" in broken({"data": 2, "fsdp": 4})
+
+
+def test_statistics_of_one_shard_do_not_even_trace():
+    """Returned as if they were the same everywhere, they are refused: their type says over which axes they vary."""
+    moe = MoEConfig(num_experts=8, d_ff=8, activation="relu", group_size=4)
+    graphdef, weights = nnx.split(nnx.eval_shape(lambda: MoELayer(8, moe, nnx.initializers.ones, nnx.Rngs(0))))
+    on = make_mesh(MeshConfig(data=2, expert=4))
+
+    def statistics(weights, x, reduce):
+        _, sums = nnx.merge(graphdef, weights)(x, jnp.ones(x.shape[:2], bool), None, True)
+        return reduce(sums)
+
+    def trace(reduce):
+        specs = sharding.weight_specs(on, weights), sharding.spec_of(on, TOKEN_AXES)
+        function = jax.shard_map(partial(statistics, reduce=reduce), mesh=on, in_specs=specs, out_specs=P())
+        return jax.eval_shape(function, nnx.to_pure_dict(weights), jax.ShapeDtypeStruct((8, 4, 8), jnp.float32))
+
+    assert trace(lambda sums: sum_over(sums, TOKEN_AXES)).assigned.shape == (8,)
+    with pytest.raises(ValueError, match=r"out_specs"):
+        trace(lambda sums: sums)
+
+
+def test_one_device_exchanges_nothing():
+    config = default_config()
+    config.update_from_flattened_dict({"moe.num_experts": 4, "data.batch_size": 2, "moe.group_size": 128})
+    run = resolve(config)
+    on = make_mesh(run.mesh)
+    program, _ = compile_train_step(run, on)
+    assert collectives(program.as_text(), on) == []
