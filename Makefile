@@ -34,7 +34,7 @@ test-slow: venv
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 test-gpu: venv
-	$(BIN)/python -m pytest -m gpu
+	JAX_PLATFORMS=cuda $(BIN)/python -m pytest -m gpu
 
 # Compilers for TPU and NVIDIA, 2.3 GB; no accelerator needed. Of CUDA only what compiles: plugin, ptxas, libdevice.
 venv-aot: $(VENV_AOT)/.installed
@@ -62,6 +62,8 @@ compare: venv
 
 benchmark: venv
 	$(BIN)/python experiments/benchmark.py --suite=layer --workdir=$(RUNS)/benchmark
+	XLA_FLAGS=--xla_force_host_platform_device_count=8 \
+	  $(BIN)/python experiments/benchmark.py --suite=parallel --workdir=$(RUNS)/benchmark
 
 tensorboard: venv
 	$(BIN)/tensorboard --logdir=$(RUNS)

@@ -2,16 +2,20 @@
 
     python experiments/benchmark.py --suite=layer --workdir=runs/benchmark
 
-layer: forward and backward pass of a whole MoE layer over its expert matmuls alone. Writes WORKDIR/benchmark.json.
+layer: forward and backward pass of a whole MoE layer over its expert matmuls alone.
+parallel: eight fake devices against one on the same work, and more experts at the same work; start it with
+XLA_FLAGS=--xla_force_host_platform_device_count=8 in the environment.
+
+Writes WORKDIR/benchmark_SUITE.json.
 """
 
 from absl import flags
 
 from moe_jax import cli
-from moe_jax.analysis import layer_benchmark
+from moe_jax.analysis import layer_benchmark, parallel_benchmark
 from moe_jax.train.workdir import make_writable, write_json
 
-SUITES = {"layer": layer_benchmark.run}
+SUITES = {"layer": layer_benchmark.run, "parallel": parallel_benchmark.run}
 SUITE = flags.DEFINE_enum("suite", "layer", sorted(SUITES), "What to measure.")
 REPEATS = flags.DEFINE_integer("repeats", 21, "Timed turns of each candidate.", lower_bound=1)
 
@@ -21,7 +25,9 @@ def main() -> None:
     workdir = cli.workdir()
     make_writable(workdir)
     rows = SUITES[SUITE.value](REPEATS.value)
-    write_json(workdir / "benchmark.json", {"suite": SUITE.value, "repeats": REPEATS.value, "rows": rows})
+    write_json(
+        workdir / f"benchmark_{SUITE.value}.json", {"suite": SUITE.value, "repeats": REPEATS.value, "rows": rows}
+    )
 
 
 if __name__ == "__main__":

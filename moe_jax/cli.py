@@ -30,11 +30,13 @@ def define_workdir_flag() -> None:
 
 def run_config() -> RunConfig:
     """The resolved --config, for the devices at hand."""
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
     try:
         config = flags.FLAGS.config.copy_and_resolve_references()
     except OSError:  # the file is only read here
-        path = config_flags.get_config_filename(flags.FLAGS["config"])
         raise ValueError(f"--config={path} cannot be read: configs/ holds the ones that come with moe_jax") from None
+    except AttributeError:
+        raise ValueError(f"--config={path}: get_config() returns no config: let it return default_config()") from None
     return resolve(config, jax.device_count())
 
 
@@ -67,13 +69,16 @@ def _parse(argv: list[str]) -> list[str]:
             check_field(argument.removeprefix("--config.").split("=")[0])
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, TypeError) as error:
-        raise ValueError(str(error)) from None
+    except (flags.Error, TypeError) as error:  # from a config file it carries a whole traceback
+        raise ValueError(str(error).strip().splitlines()[-1]) from None
+    except (SyntaxError, NameError, AttributeError, KeyError, ImportError) as error:
+        raise ValueError(f"the config file fails ({type(error).__name__}: {error}): correct it") from None
 
 
 def _guarded(call: Callable):
     try:
         return call()
     except ValueError as error:
+        logging.debug("Where it comes from (--verbosity=1):", exc_info=True)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(BAD_INPUT)

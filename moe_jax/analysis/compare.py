@@ -24,6 +24,8 @@ def compare(records: Sequence[Record]) -> dict[str, Any]:
     Raises ValueError where the runs were not evaluated on the same data.
     """
     baseline = records[0]
+    if len({record.name for record in records}) < len(records):
+        raise ValueError("two of the runs' directories have the same name: rename one")
     if len({record.summary["data_sha256"] for record in records}) > 1:
         raise ValueError("the runs have different data (data_sha256 in summary.json): their losses do not compare")
     target = baseline.curve[-1].loss

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from moe_jax.config.capacity import capacity
 from moe_jax.config.layers import num_moe_layers
 from moe_jax.config.schema import RunConfig
-from moe_jax.parallel.mesh import EXPERT, FSDP, TENSOR
+from moe_jax.parallel.mesh import DATA, EXPERT, FSDP, TENSOR
 from moe_jax.parallel.program import Collective
 from moe_jax.parallel.sharding import RULES
 from moe_jax.train.state import build_model
@@ -30,7 +30,7 @@ def violations(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> list[
     return [
         *_exchange(found, run),
         *itertools.chain.from_iterable(_weights(c, run, mesh) for c in found),
-        *itertools.chain.from_iterable(_reductions(c, run, mesh) for c in found),
+        *_reductions(found, run, mesh),
     ]
 
 
@@ -73,31 +73,33 @@ def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
             yield f"{_named(c)}: {shape} is no weight's, whole or in part"
 
 
-def _reductions(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
-    """Sums over `tensor` are of tokens; all others are statistics, norms' scales and scalars."""
-    if c.kind != "all-reduce":
-        return
-    if not c.axes:
-        yield f"{_named(c)}: its groups are those of no mesh axis"
-        return
+def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
+    """Sums over `tensor` are of tokens, sums over `data` of gradients' pieces, all others small.
+
+    Elements are counted by collective: the compiler may join several arrays into one.
+    """
     sequences = run.data.batch_size // run.train.accumulate // (run.mesh.data * run.mesh.fsdp * run.mesh.expert)
     tokens = sequences * run.data.sequence_length * run.model.d_model
-    small = small_elements(run)
-    summed_over_data = max(itertools.chain((0,), local_elements(run, mesh))) if run.mesh.data > 1 else 0
-    for shape in c.shapes:
-        elements = _elements(shape)
-        if c.axes == (TENSOR,) and elements <= tokens:
-            continue
-        if "data" in c.axes and elements <= summed_over_data:  # a gradient's own piece, after its reduce-scatter
-            continue
-        if elements > small:
-            yield f"{_named(c)}: {shape} has more than the {small} elements of statistics and norms"
+    small, over_data = small_elements(run), 0.0
+    for c in (c for c in found if c.kind == "all-reduce"):
+        elements = sum(map(_elements, c.shapes))
+        if not c.axes:
+            yield f"{_named(c)}: its groups are those of no mesh axis"
+        elif DATA in c.axes:
+            over_data += c.count * elements
+        elif c.axes == (TENSOR,) and elements > tokens + small:
+            yield f"{_named(c)}: {elements} elements are more than the {tokens} of a device's tokens"
+        elif c.axes != (TENSOR,) and elements > small:
+            yield f"{_named(c)}: {elements} elements are more than the {small} of statistics and norms"
+    pieces = run.train.accumulate * (sum(local_elements(run, mesh)) + small)
+    if over_data > pieces:
+        yield f"{over_data:g} elements are summed over data, more than the {pieces} of the pieces that a device stores"
 
 
 def small_elements(run: RunConfig) -> int:
-    """Elements of the largest thing that may be summed over the whole mesh: statistics or norms of all layers."""
-    statistics = num_moe_layers(run) * 2 * max(run.moe.num_experts, 32)
-    return max(statistics, (2 * run.model.num_layers + 1) * run.model.d_model, 2 * run.moe.num_experts)
+    """Elements of all that may be summed over the whole mesh: statistics of all MoE layers, norms' scales, scalars."""
+    statistics = 2 * run.moe.num_experts + 2 * run.moe.top_k + 64
+    return num_moe_layers(run) * statistics + (2 * run.model.num_layers + 1) * run.model.d_model + 64
 
 
 def gathered_elements(run: RunConfig, mesh: Mesh) -> dict[str, set[int]]:

@@ -37,7 +37,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-    """The Mixture-of-Experts layers. [identity, but for `dispatcher` and `exchange_chunks`]"""
+    """The Mixture-of-Experts layers. [identity, but for `dispatcher`, `exchange_chunks`, `eval_capacity_factor`]"""
 
     num_experts: int = 0  # routed experts a layer; 0: a dense model
     top_k: int = 1  # experts a token
@@ -81,7 +81,10 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The optimiser and the length of the run. [identity, but for `steps`, `profile`]"""
+    """The optimiser and the length of the run. [identity, but for `steps`, `profile`]
+
+    The rates of cosine and wsd depend on `steps`: a run that is made longer goes on at the longer run's rates.
+    """
 
     steps: int = 1_000
     optimizer: str = "adamw"  # adamw, adafactor
@@ -90,7 +93,7 @@ class TrainConfig:
     warmup_steps: int = 100
     decay_steps: int = 0  # wsd: the length of the final decay
     final_learning_rate: float = 0.1  # cosine, wsd: last rate as a fraction of the peak
-    b1: float = 0.9
+    b1: float = 0.9  # adamw, like b2 and eps; adafactor has its authors' constants
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.0  # never applied to norms and biases
@@ -155,6 +158,7 @@ NOT_IDENTITY = frozenset(
         "model.loss_chunk",
         "moe.dispatcher",
         "moe.exchange_chunks",
+        "moe.eval_capacity_factor",
         "data.cache_dir",
         "train.steps",
         "train.profile",

@@ -123,8 +123,7 @@ def _splits(sources: Sequence[Sequence[Document]], config: DataConfig) -> list[S
     splits = [holdout_split(documents, config.holdout_fraction) for documents in sources]
     if config.holdout_fraction and not any(split.heldout for split in splits):
         raise ValueError(
-            f"data.source={config.source!r} has one document a domain, so none can be held out: split the files, or "
-            "set data.holdout_fraction=0 to go without evaluation"
+            f"data.source={config.source!r} has one document a domain, so none can be held out: split the files"
         )
     sizes = [sum(len(document.text) for document in split.train) for split in splits]
     return [

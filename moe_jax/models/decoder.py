@@ -51,7 +51,9 @@ class Decoder(nnx.Module):
             documents=documents if run.data.mask_documents else None,
             keys=None if key is None else _group_keys(key, inputs.size // run.moe.group_size),
         )
-        x = jnp.take(gather(self.embedding, dtype), inputs, axis=0)
+        # Looked up in float32 so that the gradients of a frequent token are added up in it.
+        table = gather(self.embedding, dtype).astype(jnp.promote_types(dtype, jnp.float32))
+        x = jnp.take(table, inputs, axis=0).astype(dtype)
         sums = []
         for segment in self.segments:
             x, by_place = segment(x, context, train)

@@ -26,7 +26,7 @@ def cross_entropy(
 
     def one(args):
         x, targets, valid = args
-        logits = (x @ head).astype(jnp.promote_types(x.dtype, jnp.float32))
+        logits = jnp.matmul(x, head, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
         own = targets[..., None] - index_over([TENSOR]) * logits.shape[-1] == jnp.arange(logits.shape[-1])
         highest = max_over(jnp.max(lax.stop_gradient(logits), axis=-1), [TENSOR])
         total = sum_over(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1), [TENSOR])

@@ -1,7 +1,6 @@
 """Routers: which experts a token goes to, and with what weight.
 
-A router is a class with three static facts and one function: add one by writing it and naming it in `ROUTERS`. The
-decision is a value, a `Routing`; nothing moves here.
+Add a router by writing it and naming it in `ROUTERS`. The decision is a value, a `Routing`; nothing moves here.
 """
 
 from typing import ClassVar, NamedTuple
@@ -28,18 +27,19 @@ class Routing(NamedTuple):
     logits: Float[Array, "G T E"]
 
 
-def top_k_of(probabilities: Float[Array, "G T E"], k: int) -> tuple[Int[Array, "G T K"], Float[Array, "G T K"]]:
-    """The k most probable experts (ties: the lower index first) and their probabilities, differentiable in the latter.
+def top_k_of(logits: Float[Array, "G T E"], k: int) -> tuple[Int[Array, "G T K"], Float[Array, "G T K"]]:
+    """The k experts of the highest logits (ties: the lower index first) and their softmax probabilities.
 
-    The probabilities are picked by a product with a one-hot matrix, whose gradient is a product too and not a scatter.
+    Chosen by logits, since probabilities can underflow to equal zeros; picked by a product with a one-hot matrix, whose
+    gradient is a product too and not a scatter.
     """
-    _, expert = lax.top_k(lax.stop_gradient(probabilities), k)
-    picked = jax.nn.one_hot(expert, probabilities.shape[-1], dtype=probabilities.dtype)
-    return expert, jnp.sum(picked * probabilities[..., None, :], axis=-1)
+    _, expert = lax.top_k(lax.stop_gradient(logits), k)
+    picked = jax.nn.one_hot(expert, logits.shape[-1], dtype=logits.dtype)
+    return expert, jnp.sum(picked * jax.nn.softmax(logits)[..., None, :], axis=-1)
 
 
 class Router(nnx.Module):
-    """Router weights, and what all token-choice routers share. Subclasses choose in `select`."""
+    """Router weights, and what all token-choice routers share. Subclasses choose in `select`, and say what they need."""
 
     required_top_k: ClassVar[int | None] = None  # None: any number of choices
 
@@ -61,11 +61,11 @@ class Router(nnx.Module):
             x = x * _per_group(_jitter(self.moe.jitter), keys, x.shape[1:], dtype)
         logits = jnp.einsum("gtd,de->gte", x, gather(self.weight, dtype), precision=lax.Precision.HIGHEST)
         probabilities = jax.nn.softmax(logits)
-        expert, gate, kept = self.select(probabilities, keys)
+        expert, gate, kept = self.select(logits, keys)
         return Routing(expert, gate, kept & valid[..., None], valid, probabilities, logits)
 
     def select(
-        self, probabilities: Float[Array, "G T E"], keys: Key[Array, "G"] | None
+        self, logits: Float[Array, "G T E"], keys: Key[Array, "G"] | None
     ) -> tuple[Int[Array, "G T K"], Float[Array, "G T K"], Bool[Array, "G T K"]]:
         """Experts, gates, and which of the choices the router keeps."""
         raise NotImplementedError
@@ -80,9 +80,9 @@ class Switch(Router):
 
     required_top_k = 1
 
-    def select(self, probabilities, keys):
+    def select(self, logits, keys):
         """See `Router.select`."""
-        expert, gate = top_k_of(probabilities, 1)
+        expert, gate = top_k_of(logits, 1)
         return expert, gate, jnp.ones_like(expert, bool)
 
 
@@ -95,9 +95,9 @@ class GShard(Router):
 
     required_top_k = 2
 
-    def select(self, probabilities, keys):
+    def select(self, logits, keys):
         """See `Router.select`."""
-        expert, gate = top_k_of(probabilities, 2)
+        expert, gate = top_k_of(logits, 2)
         gate = gate / jnp.sum(gate, axis=-1, keepdims=True)
         second = gate[..., 1]
         match self.moe.second_expert:
@@ -114,9 +114,9 @@ class GShard(Router):
 class TopK(Router):
     """The K most probable experts of the softmax; gates raw (OLMoE) or divided by their sum (Mixtral, Qwen3)."""
 
-    def select(self, probabilities, keys):
+    def select(self, logits, keys):
         """See `Router.select`."""
-        expert, gate = top_k_of(probabilities, self.moe.top_k)
+        expert, gate = top_k_of(logits, self.moe.top_k)
         if self.moe.normalize_gates:
             gate = gate / jnp.sum(gate, axis=-1, keepdims=True)
         return expert, gate, jnp.ones_like(expert, bool)

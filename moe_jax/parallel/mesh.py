@@ -34,7 +34,7 @@ def _grid(shape: tuple[int, ...], devices: list) -> np.ndarray:
     """`devices` as an array of `shape`."""
     if devices[0].platform != "tpu":
         return np.array(devices).reshape(shape)
-    slices = len({device.slice_index for device in devices})
+    slices = len({getattr(device, "slice_index", 0) for device in devices})  # one slice may not number itself
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     across = _across_slices(shape, slices)

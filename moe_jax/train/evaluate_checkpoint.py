@@ -20,6 +20,7 @@ def evaluate_checkpoint(run: RunConfig, directory: Path) -> None:
     """
     workdir.check_identity(directory, run)
     setup = set_up(run)
+    workdir.check_data(directory, setup.corpus.sha256)
     with Checkpoints(directory) as checkpoints:
         state = checkpoints.restore(setup.abstract)
     if state is None:

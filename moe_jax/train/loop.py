@@ -36,7 +36,7 @@ def train(run: RunConfig, directory: Path) -> int:
         logging.info(line)
     setup = set_up(run)
     assert num_params(setup.model) == count(run).total_params
-    workdir.claim(directory, run)
+    workdir.check_data(directory, setup.corpus.sha256)
     data = train_iterator(setup.corpus, run.data, run.seed, jax.process_index(), jax.process_count())
     with StopRequest() as stop, Checkpoints(directory, run.checkpoint) as checkpoints:
         state = checkpoints.restore(setup.abstract, data)
@@ -48,6 +48,7 @@ def train(run: RunConfig, directory: Path) -> int:
         if first >= run.train.steps and workdir.is_finished(directory, first):
             logging.info("All %d steps are done: raise train.steps to go on", first)
             return 0
+        workdir.claim(directory, run, setup.corpus.sha256)
         with MetricsWriter(directory, first) as writer:
             writer.hparams(report.hparams(identity(run)), report.HPARAMS_METRICS)
             writer.text(first, "config", markdown(run))
@@ -120,15 +121,11 @@ class _Loop:
         if pictures:
             report.write_pictures(self.writer, self.step, metrics)
         self.progress.update(self.step, self.last["train/loss"], rate)
-        logging.log_every_n_seconds(
-            logging.INFO,
-            "step %d/%d, loss %.4f, %.0f tokens/s",
-            30,
-            self.step,
-            self.run.train.steps,
-            self.last["train/loss"],
-            rate,
-        )
+        if not self.progress.terminal:
+            message = (
+                f"step {self.step}/{self.run.train.steps}, loss {self.last['train/loss']:.4f}, {rate:.0f} tokens/s"
+            )
+            logging.log_every_n_seconds(logging.INFO, message, 30)
 
     def _evaluate(self, batches: int) -> Evaluation:
         with self.clock.paused(self.state):

@@ -67,7 +67,8 @@ def _adamw(train: TrainConfig, decayed: PyTree) -> optax.GradientTransformation:
 
 
 def _adafactor(train: TrainConfig, decayed: PyTree) -> optax.GradientTransformation:
-    """Adafactor as Switch Transformer used it: updates in proportion to the parameter's scale.
+    """Adafactor as Switch Transformer used it: updates in proportion to the scale of the parameter, which is here the
+    whole stack of a segment's layers or of the experts.
 
     Weight decay is in proportion to the learning rate, as in AdamW (optax's own is not).
     """

@@ -32,7 +32,7 @@ class Progress:
     ):
         self._total_steps = total_steps
         self._stream = sys.stderr if stream is None else stream
-        self._terminal = self._stream.isatty()
+        self.terminal = self._stream.isatty()
         self._clock = clock
         self._line = ""
         self._steps_per_second = 0.0  # 0: not known yet
@@ -43,7 +43,7 @@ class Progress:
         """Shows that `step` steps of the run are done."""
         now = self._clock()
         soon = self._drawn_at is not None and now - self._drawn_at < REDRAW_SECONDS
-        if not self._terminal or (soon and step < self._total_steps):
+        if not self.terminal or (soon and step < self._total_steps):
             return
         self._measure(step, now)
         left = duration((self._total_steps - step) / self._steps_per_second) if self._steps_per_second else "?"

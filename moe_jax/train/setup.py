@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from moe_jax.config.schema import RunConfig
 from moe_jax.data import Batch, Corpus, heldout_batches, load_corpus
@@ -45,7 +46,7 @@ class Setup:
         logging.info("Compiled the training step in %.1f s", time.perf_counter() - start)
         return compiled
 
-    def compile_eval_step(self) -> Callable[[TrainState, Batch], EvalSums]:
+    def compile_eval_step(self) -> Callable[[PyTree, Batch], EvalSums]:
         """The evaluation step, compiled at its first call."""
         return jax.jit(
             make_eval_step(
@@ -86,6 +87,8 @@ def set_up(run: RunConfig) -> Setup:
 
     Raises ValueError (one line) for data that cannot be read.
     """
+    if run.model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise ValueError("model.attention='cudnn' needs an NVIDIA GPU and JAX sees none: use model.attention='xla'")
     corpus = load_corpus(run.data, run.model.vocab_size, run.seed)
     mesh = make_mesh(run.mesh)
     model = build_model(run, mesh)

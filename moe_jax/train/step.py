@@ -21,6 +21,8 @@ from moe_jax.parallel.sharding import spec_of
 from moe_jax.train.optimizer import learning_rate
 from moe_jax.train.state import Model, TrainState
 
+NOISE = 2**31  # folded into the seed for noise, which must not repeat the draws of the initial weights
+
 
 class StepMetrics(NamedTuple):
     """What a step reports; every figure covers the whole batch."""
@@ -50,7 +52,7 @@ def make_train_step(
     rate = learning_rate(run.train)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.key(run.seed), state.step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.seed), NOISE), state.step)
         grads, losses = _accumulate(gradients, run.train.accumulate, state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = StepMetrics(
@@ -135,7 +137,7 @@ def make_eval_step(
         nll, routing = decoder.negative_log_likelihood(batch.inputs, batch.targets, batch.segments, None, train=False)
         valid = batch.segments > 0
         in_domain = jax.nn.one_hot(batch.domain, domains, dtype=nll.dtype)
-        by_domain = lambda per_sequence: per_sequence.astype(nll.dtype) @ in_domain
+        by_domain = lambda per_sequence: jnp.sum(per_sequence[:, None] * in_domain, axis=0)
         text = jnp.sum(jnp.asarray(bytes_per_token)[batch.targets] * valid, axis=-1)
         sums = EvalSums(by_domain(nll), by_domain(jnp.sum(valid, axis=-1)), by_domain(text), routing)
         return sum_over(sums, TOKEN_AXES)

@@ -11,6 +11,7 @@ from moe_jax.config.resolve import ConfigError
 from moe_jax.config.schema import RunConfig, flatten, identity
 
 CONFIG = "config.json"
+DATA = "data_sha256"  # in it: which text the run was started on
 SUMMARY = "summary.json"
 
 
@@ -23,6 +24,16 @@ def prepare(workdir: Path, run: RunConfig) -> None:
     make_writable(workdir)
     if (workdir / CONFIG).exists():
         check_identity(workdir, run)
+
+
+def check_data(workdir: Path, sha256: str) -> None:
+    """Raises ConfigError where the run in `workdir` was started on other text: a file changed, or Python's library."""
+    before = _read_config(workdir).get(DATA) if (workdir / CONFIG).exists() else None
+    if before not in (None, sha256):
+        raise ConfigError(
+            f"--workdir={workdir}: the text of data.source is not what the run was started on ({DATA} was {before}, is "
+            f"{sha256}), and held-out text may have been trained on: put it back, or choose another directory"
+        )
 
 
 def make_writable(workdir: Path) -> None:
@@ -38,12 +49,12 @@ def make_writable(workdir: Path) -> None:
         ) from None
 
 
-def claim(workdir: Path, run: RunConfig) -> None:
-    """Makes a prepared `workdir` the home of `run`. To be called once it is known that the run can start.
+def claim(workdir: Path, run: RunConfig, sha256: str) -> None:
+    """Makes a prepared `workdir` the home of `run` on the text of that hash. To be called once the run can start.
 
     So a mistyped data.source, say, can be corrected without another work directory.
     """
-    write_json(workdir / CONFIG, flatten(run))
+    write_json(workdir / CONFIG, {**flatten(run), DATA: sha256})
 
 
 def write_summary(workdir: Path, content: Mapping[str, Any]) -> None:

@@ -4,22 +4,25 @@ import functools
 from collections import Counter
 
 import pytest
+from jax import lax
 
 from moe_jax.audit.compile import compile_train_step
+from moe_jax.audit.contract import violations
 from moe_jax.audit.targets import devices
 from moe_jax.config import default_config
 from moe_jax.config.resolve import resolve
+from moe_jax.parallel import sharding
 from moe_jax.parallel.mesh import make_mesh
 from moe_jax.parallel.program import collectives, matmuls
 
 pytestmark = pytest.mark.aot
-LAYERS, MODEL, EXPERTS, LENGTH = 2, 512, 4, 256
+LAYERS, MODEL, EXPERTS, LENGTH = 2, 512, 8, 256
 TARGETS = ("v5p:2x2x2", "h100:8")
 
 
 @functools.cache
 def program(target, remat="save_exchange", data=1, fsdp=4, expert=2):
-    """(text, collectives, mesh, peak bytes) of the step on 8 devices."""
+    """(text, collectives, run, mesh, peak bytes) of the step on 8 devices."""
     config = default_config()
     config.update_from_flattened_dict(
         {
@@ -36,7 +39,7 @@ def program(target, remat="save_exchange", data=1, fsdp=4, expert=2):
     compiled, seconds = compile_train_step(run, mesh)
     assert seconds > 0
     text = compiled.as_text()
-    return text, collectives(text, mesh), mesh, compiled.memory_analysis().peak_memory_in_bytes
+    return text, collectives(text, mesh), run, mesh, compiled.memory_analysis().peak_memory_in_bytes
 
 
 @pytest.mark.parametrize(
@@ -62,17 +65,37 @@ def test_a_topology_that_no_tpu_has():
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("remat", "exchanges"), [("save_exchange", 4), ("full", 6)])
 def test_tokens_cross_the_mesh_in_all_to_alls_only(target, remat, exchanges):
-    _, found, _, _ = program(target, remat)
+    found = program(target, remat)[1]
     tokens = [c for c in found if c.kind == "all-to-all"]
-    slots = 160  # 1.25 * 2 * 256 / 4
+    slots = 80  # 1.25 * 2 * 256 / 8
     assert {(c.axes, c.bytes, c.dtype) for c in tokens} == {(("expert",), EXPERTS * slots * MODEL * 2, "bf16")}
     assert sum(c.count for c in tokens) == exchanges * LAYERS
     assert all("parallel/exchange.py" in c.source for c in tokens)
 
 
 @pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("remat", ["none", "save_exchange", "full"])
+@pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 2)], ids=str)
+def test_the_step_keeps_the_contract(target, remat, sizes):
+    data, fsdp, expert = sizes
+    _, found, run, mesh, _ = program(target, remat, data, fsdp, expert)
+    assert violations(found, run, mesh) == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_weight_gathered_over_two_axes_at_once_breaks_it(target, monkeypatch):
+    def at_once(x, axes, dim):
+        live = tuple(axis for axis in axes if lax.axis_size(axis) > 1)
+        return lax.all_gather(x, live, axis=dim, tiled=True) if live else x
+
+    monkeypatch.setattr(sharding, "all_gather", at_once)
+    _, found, run, mesh, _ = program.__wrapped__(target)
+    assert violations(found, run, mesh)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_weights_are_gathered_and_scattered_axis_by_axis(target):
-    _, found, _, _ = program(target)
+    found = program(target)[1]
     axes = Counter((c.kind, c.axes) for c in found if c.kind in ("all-gather", "reduce-scatter"))
     assert set(axes) == {(kind, (axis,)) for kind in ("all-gather", "reduce-scatter") for axis in ("fsdp", "expert")}
     assert all(c.axes for c in found)
@@ -80,19 +103,19 @@ def test_weights_are_gathered_and_scattered_axis_by_axis(target):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_what_is_reduced_over_the_whole_mesh_is_small(target):
-    _, found, _, _ = program(target)
+    found = program(target)[1]
     assert max(c.bytes for c in found if c.kind == "all-reduce") <= 4 * MODEL * 4 * LAYERS
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_exchanges_are_asynchronous(target):
-    _, found, _, _ = program(target)
+    found = program(target)[1]
     assert any(c.asynchronous for c in found if c.kind == "all-to-all")
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_router_multiplies_in_float32(target):
-    text, _, _, _ = program(target)
+    text = program(target)[0]
     router = [m for m in matmuls(text) if "moe/router.py" in m.source]
     assert router
     assert {(m.result, m.precision) for m in router} == {("f32", ("highest", "highest"))}
@@ -100,4 +123,4 @@ def test_the_router_multiplies_in_float32(target):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_memory_is_known(target):
-    assert program(target)[3] > 0
+    assert program(target)[4] > 0

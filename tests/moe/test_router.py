@@ -26,9 +26,15 @@ def x_of(groups=2, tokens=50, dtype=np.float32):
 
 
 def test_ties_go_to_the_lower_index():
-    expert, probability = top_k_of(jnp.array([[[0.25, 0.25, 0.25, 0.25], [0.1, 0.4, 0.1, 0.4]]]), 3)
+    expert, probability = top_k_of(jnp.log(jnp.array([[[0.25, 0.25, 0.25, 0.25], [0.1, 0.4, 0.1, 0.4]]])), 3)
     np.testing.assert_array_equal(expert, [[[0, 1, 2], [1, 3, 0]]])
-    np.testing.assert_allclose(probability, [[[0.25, 0.25, 0.25], [0.4, 0.4, 0.1]]])
+    np.testing.assert_allclose(probability, [[[0.25, 0.25, 0.25], [0.4, 0.4, 0.1]]], rtol=1e-6)
+
+
+def test_experts_are_told_apart_where_their_probabilities_underflow():
+    expert, probability = top_k_of(jnp.array([[[0.0, -200.0, -150.0]]]), 2)
+    np.testing.assert_array_equal(expert, [[[0, 2]]])
+    np.testing.assert_array_equal(probability, [[[1, 0]]])
 
 
 def test_switch_keeps_the_raw_probability():

@@ -45,7 +45,7 @@ def claimed(make_run, tmp_path):
     """A work directory of the tiny run, with some results."""
     directory = tmp_path / "run"
     workdir.prepare(directory, make_run())
-    workdir.claim(directory, make_run())
+    workdir.claim(directory, make_run(), "some text")
     (directory / "metrics.jsonl").write_text('{"step": 1}\n')
     return directory
 
@@ -58,7 +58,7 @@ def test_preparing_writes_nothing(make_run, tmp_path):
 def test_the_same_run_is_welcome(make_run, claimed):
     before = content(claimed)
     workdir.prepare(claimed, make_run())
-    workdir.claim(claimed, make_run())
+    workdir.claim(claimed, make_run(), "some text")
     assert content(claimed) == before
     assert json.loads(before["config.json"])["moe.num_experts"] == 4
 
@@ -89,7 +89,7 @@ def test_every_differing_field_is_named(make_run, claimed):
 def test_what_does_not_change_the_training_may_change(make_run, claimed, field):
     run = make_run({field: ALLOWED[field]})
     workdir.prepare(claimed, run)
-    workdir.claim(claimed, run)
+    workdir.claim(claimed, run, "some text")
     written = json.loads((claimed / "config.json").read_text())[field]
     assert (tuple(written) if isinstance(written, list) else written) == ALLOWED[field]
 
@@ -164,3 +164,10 @@ def test_these_fields_are_all_there_is(make_run):
     fields = {f"{room}.{field.name}" for room, part in rooms.items() for field in dataclasses.fields(part)} | {"seed"}
     free = {name for name in ALLOWED if name.split(".")[0] in rooms} | {"model.attention"}
     assert set(workdir.identity(run)) == fields - free
+
+
+def test_a_run_whose_text_has_changed_is_refused(tmp_path):
+    workdir.claim(tmp_path, make_run(), "old text")
+    workdir.check_data(tmp_path, "old text")
+    with pytest.raises(ConfigError, match="data_sha256 was old text, is new text"):
+        workdir.check_data(tmp_path, "new text")
