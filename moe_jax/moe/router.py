@@ -39,7 +39,7 @@ def top_k_of(logits: Float[Array, "G T E"], k: int) -> tuple[Int[Array, "G T K"]
 
 
 class Router(nnx.Module):
-    """Router weights, and what all token-choice routers share. Subclasses choose in `select`, and say what they need."""
+    """Router weights, and what all token-choice routers share. Subclasses choose in `select`."""
 
     required_top_k: ClassVar[int | None] = None  # None: any number of choices
 

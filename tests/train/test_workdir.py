@@ -32,6 +32,8 @@ ALLOWED = {
     "model.loss_chunk": 8,
     "model.attention_chunk": 8,
     "moe.dispatcher": "einsum",
+    "moe.exchange_chunks": 2,
+    "moe.eval_capacity_factor": 3.0,
     "data.cache_dir": "/elsewhere",
 }
 
