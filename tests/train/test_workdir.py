@@ -168,7 +168,7 @@ def test_these_fields_are_all_there_is(make_run):
     assert set(workdir.identity(run)) == fields - free
 
 
-def test_a_run_whose_text_has_changed_is_refused(tmp_path):
+def test_a_run_whose_text_has_changed_is_refused(tmp_path, make_run):
     workdir.claim(tmp_path, make_run(), "old text")
     workdir.check_data(tmp_path, "old text")
     with pytest.raises(ConfigError, match="data_sha256 was old text, is new text"):
