@@ -28,8 +28,8 @@ def define_workdir_flag() -> None:
     flags.DEFINE_string("workdir", None, "Directory of the run: metrics, checkpoints, results.", required=True)
 
 
-def run_config() -> RunConfig:
-    """The resolved --config, for the devices at hand."""
+def run_config(num_devices: int | None = None) -> RunConfig:
+    """The resolved --config, for so many devices (default: those at hand)."""
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     try:
         config = flags.FLAGS.config.copy_and_resolve_references()
@@ -37,7 +37,7 @@ def run_config() -> RunConfig:
         raise ValueError(f"--config={path} cannot be read: configs/ holds the ones that come with moe_jax") from None
     except AttributeError:
         raise ValueError(f"--config={path}: get_config() returns no config: let it return default_config()") from None
-    return resolve(config, jax.device_count())
+    return resolve(config, jax.device_count() if num_devices is None else num_devices)
 
 
 def workdir() -> Path:

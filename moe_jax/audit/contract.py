@@ -22,6 +22,8 @@ from moe_jax.parallel.sharding import RULES
 from moe_jax.train.state import build_model
 
 EXCHANGES = {"none": 4, "save_exchange": 4, "full": 6}  # all-to-alls of an MoE layer in a step, by model.remat
+PADDING = 1.01  # XLA for TPU scatters a dimension that does not fill its tiles with some rows more
+HLO_ITEMSIZE = {"bf16": 2, "f32": 4, "f64": 8}
 ITEMSIZE = {"bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -66,34 +68,46 @@ def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
         yield f"{_named(c)}: weights are gathered and scattered over fsdp or expert, one at a time"
         return
     allowed = gathered_elements(run, mesh)[c.axes[0]]
-    size = mesh.shape[c.axes[0]] if c.kind == "reduce-scatter" else 1
+    pieces = c.bytes / sum(_elements(shape) * HLO_ITEMSIZE[shape.partition("[")[0]] for shape in c.shapes)
     for shape in c.shapes:
-        elements = _elements(shape) * size
-        if elements not in allowed:
+        elements = _elements(shape) * pieces  # of the whole buffer, where the shape is that of a scattered piece
+        if not any(whole <= elements <= PADDING * whole for whole in allowed):
             yield f"{_named(c)}: {shape} is no weight's, whole or in part"
 
 
 def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
     """Sums over `tensor` are of tokens, sums over `data` of gradients' pieces, all others small.
 
-    Elements are counted by collective: the compiler may join several arrays into one.
+    Elements of a step are counted together, since the compiler may join several sums into one.
     """
-    sequences = run.data.batch_size // run.train.accumulate // (run.mesh.data * run.mesh.fsdp * run.mesh.expert)
-    tokens = sequences * run.data.sequence_length * run.model.d_model
-    small, over_data = small_elements(run), 0.0
+    small, over_data, over_tensor = small_elements(run), 0.0, 0.0
     for c in (c for c in found if c.kind == "all-reduce"):
         elements = sum(map(_elements, c.shapes))
         if not c.axes:
             yield f"{_named(c)}: its groups are those of no mesh axis"
         elif DATA in c.axes:
             over_data += c.count * elements
-        elif c.axes == (TENSOR,) and elements > tokens + small:
-            yield f"{_named(c)}: {elements} elements are more than the {tokens} of a device's tokens"
-        elif c.axes != (TENSOR,) and elements > small:
+        elif c.axes == (TENSOR,):
+            over_tensor += c.count * elements
+        elif elements > small:
             yield f"{_named(c)}: {elements} elements are more than the {small} of statistics and norms"
     pieces = run.train.accumulate * (sum(local_elements(run, mesh)) + small)
     if over_data > pieces:
         yield f"{over_data:g} elements are summed over data, more than the {pieces} of the pieces that a device stores"
+    if over_tensor > tensor_elements(run):
+        yield f"{over_tensor:g} elements are summed over tensor, more than {tensor_elements(run)}"
+
+
+def tensor_elements(run: RunConfig) -> int:
+    """Elements that a step may sum over `tensor`: a device's tokens after attention and after the feed-forward, and
+    their gradients; again where the forward pass is repeated; a few numbers a token for gates and softmax.
+    """
+    sequences = run.data.batch_size // (run.mesh.data * run.mesh.fsdp * run.mesh.expert)
+    tokens = sequences * run.data.sequence_length
+    passes = 2 if run.model.remat == "none" else 3
+    by_layer = 2 * passes * run.model.d_model + passes * run.moe.top_k
+    output = run.model.d_model + 3 * passes  # the gradient of the head's input; maximum, sum and target of the softmax
+    return tokens * (run.model.num_layers * by_layer + output) + run.train.accumulate * small_elements(run)
 
 
 def small_elements(run: RunConfig) -> int:

@@ -49,3 +49,23 @@ def test_rotated_scores_depend_on_the_distance_only():
     for distance in range(L - 1):
         np.testing.assert_allclose(np.diagonal(scores, -distance), scores[distance, 0], rtol=1e-4, atol=1e-5)
     assert abs(scores[1, 0] - scores[0, 0]) > 1e-2
+
+
+def softmax(scores):
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def test_bfloat16_scores_are_summed_in_float32():
+    """Weights and output are rounded to bfloat16, scores are not: those of 100 would be off by a quarter."""
+    q, k, v = (x.astype(jnp.bfloat16) for x in qkv())
+    q, k = q * 8, k * 4
+    y = np.asarray(xla_attention(q, k, v, None, L), np.float64)
+    q, k, v = (np.asarray(x, np.float64).repeat(H // x.shape[2], axis=2) for x in (q, k, v))
+    scores = np.einsum("bqhn,bkhn->bhqk", q, k) * N**-0.5
+    causal = np.tril(np.ones((L, L), bool))
+    attend = lambda scores: np.einsum("bhqk,bkhn->bqhn", softmax(np.where(causal, scores, -np.inf)), v)
+    bound = 2.0**-7 * np.max(np.abs(v))  # half a unit in the last place of the weights, and of the output
+    assert np.max(np.abs(y - attend(scores))) < bound
+    rounded = np.asarray(jnp.asarray(scores * N**0.5, jnp.bfloat16), np.float64) * N**-0.5
+    assert np.max(np.abs(attend(rounded) - attend(scores))) > 2 * bound

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from moe_jax.config import default_config
 from moe_jax.config.resolve import resolve
-from moe_jax.models.block import Context
+from moe_jax.models.block import Context, RMSNorm
 from moe_jax.models.decoder import Decoder, fan_in_init
 from moe_jax.parallel.mesh import make_mesh
 
@@ -164,3 +164,49 @@ def test_initial_weights_have_the_variance_of_their_fan_in_for_every_expert():
     np.testing.assert_allclose(np.var(draw, axis=(1, 2)), 0.1 / 256, rtol=0.05)
     assert np.max(np.abs(draw)) < 2.3 * (0.1 / 256) ** 0.5  # truncated at two standard deviations of the parent normal
     assert len(np.unique(draw[:, 0, 0])) == 4
+
+
+@pytest.mark.parametrize("init_scale", [0.1, 1.0])
+def test_a_built_model_has_weights_of_the_variance_asked_for(init_scale):
+    run = make_run(**{"model.init_scale": init_scale, "model.d_model": 64, "moe.num_experts": 0})
+    q = build(run)[1]["segments"][0]["blocks"][0]["attention"]["q"][...]
+    assert q.shape == (5, 64, 64)
+    np.testing.assert_allclose(np.var(q, axis=(1, 2)), init_scale / 64, rtol=0.1)
+
+
+def test_norm_by_hand():
+    norm = RMSNorm(2, 3.5, nnx.Rngs(params=0), jnp.float32)
+    norm.scale[...] = jnp.array([1.0, 2.0])
+    x = jnp.array([[3.0, 4.0], [0.0, 0.0]])  # mean square 12.5, and 12.5 + 3.5 = 16
+    np.testing.assert_allclose(norm(x), [[3 / 4, 2 * 4 / 4], [0, 0]], rtol=1e-6)
+    jacobian = jax.jacobian(norm)(jnp.zeros(2))
+    np.testing.assert_allclose(jacobian, np.diag([1.0, 2.0]) / 3.5**0.5, rtol=1e-6)
+
+
+def test_positions_turn_by_the_base_that_the_model_is_given():
+    documents = jnp.ones((B, L), jnp.int32)
+    outputs, weights = [], None
+    for theta in (10_000.0, 100.0):
+        run = make_run(**{"model.num_layers": 1, "moe.num_experts": 0, "model.rope_theta": theta})
+        weights = build(run)[1] if weights is None else weights
+        hidden = jax.jit(lambda weights, run=run: call(run, weights, "hidden", tokens(), documents, None, True)[0])
+        outputs.append(hidden(weights))
+    np.testing.assert_allclose(outputs[0][:, 0], outputs[1][:, 0], rtol=1e-6)  # alone, wherever it stands
+    assert np.max(np.abs(outputs[0] - outputs[1])) > 1e-2
+
+
+def test_the_embedding_of_a_frequent_token_learns_from_all_of_its_places_in_bfloat16():
+    """4,096 equal gradients: a sum in bfloat16 would stop growing after 256 of them."""
+    rows = 4096 // L
+    fields = {"model.num_layers": 1, "moe.num_experts": 0, "data.batch_size": rows}
+    weights = build(make_run(**fields))[1]
+    inputs, targets = jnp.full((rows, L), 7, jnp.int32), jnp.full((rows, L), 3, jnp.int32)
+
+    def gradient(dtype):
+        run = make_run(**fields, **{"model.dtype": dtype})
+        arguments = inputs, targets, jnp.ones((rows, L), jnp.int32), None, True
+        loss = lambda weights: jnp.mean(call(run, weights, "negative_log_likelihood", *arguments)[0])
+        return np.asarray(jax.jit(jax.grad(loss))(weights)["embedding"][...][7])
+
+    exact = gradient("float32")
+    assert np.linalg.norm(gradient("bfloat16") - exact) < 2e-2 * np.linalg.norm(exact)

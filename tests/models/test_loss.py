@@ -43,3 +43,28 @@ def test_large_logits_do_not_overflow():
         out_specs=P(),
     )(x)
     np.testing.assert_allclose(loss, [2e4])
+
+
+def test_bfloat16_logits_are_summed_in_float32():
+    rng = np.random.default_rng(0)
+    features, words = 64, 512
+    x = jnp.asarray(rng.normal(size=(B, L, features)), jnp.bfloat16)
+    head = jnp.asarray(rng.normal(size=(features, words)) * 5 / features**0.5, jnp.bfloat16)
+    targets = rng.integers(0, words, (B, L))
+    loss = jax.shard_map(
+        lambda x, head: cross_entropy(x, head, jnp.asarray(targets, jnp.int32), jnp.ones((B, L), bool), L),
+        mesh=make_mesh(MeshConfig()),
+        in_specs=P(),
+        out_specs=P(),
+    )(x, head)
+
+    def exact(logits):
+        target = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        return (np.log(np.exp(logits).sum(-1)) - target).sum(-1)
+
+    logits = np.asarray(x, np.float64) @ np.asarray(head, np.float64)
+    assert 4 < logits.std() < 6
+    assert loss.dtype == jnp.float32
+    assert np.max(np.abs(loss - exact(logits))) / L < 2e-4
+    rounded = np.asarray(jnp.asarray(logits, jnp.bfloat16), np.float64)
+    assert np.max(np.abs(exact(rounded) - exact(logits))) / L > 1e-3

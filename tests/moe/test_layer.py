@@ -171,3 +171,25 @@ def test_dispatchers_agree_on_every_shape_of_group():
             outputs.append(apply(make_layer(moe, D), x))
         for one, other in itertools.pairwise(outputs):
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), one, other)
+
+
+@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+def test_bfloat16_outputs_are_weighed_by_float32_gates_and_rounded_once(dispatcher):
+    """Experts that pass on the positive part of their input leave the sum over the gates as the only inexact step."""
+    moe = config(top_k=2, router="top_k", capacity_factor=float(E), d_ff=D, dispatcher=dispatcher)
+    layer = make_layer(moe, D)
+    for weight in (layer.experts.up, layer.experts.down):
+        weight[...] = jnp.broadcast_to(jnp.eye(D), weight.shape)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(G, T, D)), jnp.bfloat16)
+    y, _ = apply(layer, x)
+    assert y.dtype == jnp.bfloat16
+    graphdef, state = nnx.split(layer.router)
+    gate = on_one_device(lambda state, x: nnx.merge(graphdef, state)(x, jnp.ones((G, T), bool), None).gate)(state, x)
+    assert gate.dtype == jnp.float32
+
+    positive = np.maximum(np.asarray(x, np.float64), 0)
+    weighed = lambda gate: np.asarray(gate, np.float64).sum(-1, keepdims=True) * positive
+    bound = 2.0**-8 * (1 + 1e-4) * weighed(gate)  # half a unit in the last place
+    assert np.all(np.abs(np.asarray(y, np.float64) - weighed(gate)) <= bound)
+    rounded_first = np.asarray(jnp.asarray(weighed(gate.astype(jnp.bfloat16)), jnp.bfloat16), np.float64)
+    assert np.any(np.abs(rounded_first - weighed(gate)) > bound)

@@ -128,3 +128,13 @@ def test_the_router_computes_in_float32_whatever_the_model_does():
     assert routing.logits.dtype == routing.gate.dtype == jnp.float32
     exact = route(MoEConfig(num_experts=E, router="switch"), x.astype(jnp.float32))
     np.testing.assert_array_equal(routing.logits, exact.logits)
+
+
+def test_gshard_keeps_second_experts_by_a_draw_of_their_own_beside_the_jitter():
+    moe = MoEConfig(num_experts=E, router="gshard", top_k=2, second_expert="random", jitter=0.2)
+    x, keys = x_of(groups=4), jax.random.split(jax.random.key(2), 4)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(D, E)), jnp.float32)
+    routing = route(moe, x, weight, keys)
+    draws = jnp.stack([jax.random.uniform(jax.random.fold_in(key, 1), x.shape[1:2]) for key in keys])
+    np.testing.assert_array_equal(routing.wanted[..., 1], draws < 2 * routing.gate[..., 1])
+    assert 0.1 < np.mean(routing.wanted[..., 1]) < 0.9

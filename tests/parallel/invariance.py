@@ -25,7 +25,7 @@ MESHES = (
     {"tensor": 2, "data": 4},
 )
 ROUTINGS = {
-    1: {"moe.router": "switch"},
+    1: {"moe.router": "switch", "model.tie_embeddings": True},
     2: {"moe.router": "gshard", "moe.second_expert": "random"},
     4: {"moe.router": "top_k", "moe.normalize_gates": True, "moe.num_shared_experts": 1},
 }

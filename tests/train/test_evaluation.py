@@ -1,12 +1,14 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
 from moe_jax.data import Batch, heldout_batches
+from moe_jax.moe.stats import RoutingSums
 from moe_jax.train.evaluation import evaluate
 from moe_jax.train.step import EvalSums
 
@@ -131,3 +133,27 @@ def test_small_batches_do_not_vanish_in_a_large_sum():
 def test_nothing_to_evaluate_on(results):
     with pytest.raises(ValueError, match="there is no held-out text to evaluate on: raise data"):
         evaluate_sums(results, ("a",))
+
+
+def test_evaluation_has_its_own_capacity(set_up_once):
+    """A slot for every token in evaluation, and for at most a quarter of them in training."""
+    setup, state = set_up_once({"model.num_layers": 2, "moe.capacity_factor": 0.25, "moe.eval_capacity_factor": 4.0})
+    evaluation = setup.evaluate(setup.compile_eval_step(), state.params, batches=1)
+    assert evaluation.dropped_fraction == 0
+    batch = setup.place(next(iter(heldout_batches(setup.corpus, setup.run.data.batch_size))))
+    _, metrics = setup.compile_train_step()(state, batch)
+    assert metrics.routing.dropped.shape == (2,)
+    assert np.all(np.asarray(metrics.routing.dropped) >= 0.75)
+
+
+def test_the_dropped_fraction_is_a_mean_over_layers():
+    def routing(dropped):
+        shapes = RoutingSums(*[()] * 11)._replace(
+            assigned=(4,), probability=(4,), wanted_by_rank=(1,), dropped_by_rank=(1,), wanted_by_position=(8,),
+            dropped_by_position=(8,), probability_histogram=(20,),
+        )  # fmt: skip
+        zeros = RoutingSums(*[jnp.zeros((2, *shape)) for shape in shapes])
+        return zeros._replace(wanted_by_rank=jnp.full((2, 1), 8.0), dropped_by_rank=jnp.array(dropped)[:, None])
+
+    results = [sums([1.0], [1], [1])._replace(routing=routing(dropped)) for dropped in ([8.0, 1.0], [4.0, 1.0])]
+    assert evaluate_sums(results, ("a",)).dropped_fraction == pytest.approx((12 / 16 + 2 / 16) / 2)

@@ -8,11 +8,15 @@ import optax
 import pytest
 
 from moe_jax.data import Batch
+from moe_jax.moe.balance import balance_loss, z_loss
 from moe_jax.train import report
 from moe_jax.train.metrics import MetricsWriter
+from moe_jax.train.optimizer import learning_rate
+from moe_jax.train.step import Losses, _accumulate, _make_loss
 
 DENSE = {"moe.num_experts": 0}
 NO_DROPS = {"moe.capacity_factor": 4.0, "moe.balance_loss": 0.0}
+NOISY = {"moe.jitter": 0.3, "train.schedule": "cosine", "train.warmup_steps": 4}
 VALID = [16, 3, 0, 10, 16, 1, 7, 16]  # leading positions of each sequence that count
 
 
@@ -144,3 +148,76 @@ def test_nan_is_seen(step_of, tmp_path):
         report.write_pictures(writer, 1, jax.device_get(metrics))
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert line["train/loss"] is None and line["train/grad_norm"] is None
+
+
+def test_the_loss_weighs_each_auxiliary_loss_by_its_own_coefficient(set_up_once):
+    """Value and gradient of the total are those of its parts, which are made of the routing's sums."""
+    setup, state = set_up_once({"model.num_layers": 2, "moe.balance_loss": 0.3, "moe.z_loss": 0.07})
+    batch, micro_batches = setup.place(make_batch()), 2
+    tokens = jnp.sum(batch.segments > 0)
+    loss = _make_loss(setup.run, setup.mesh, setup.model)
+
+    @jax.jit
+    def parts_and_gradients(params):
+        def parts(params):
+            total, losses = loss(params, batch, jax.random.key(0), tokens, micro_batches)
+            return (total, losses.cross_entropy, losses.balance, losses.z), losses.sums
+
+        values, pull, sums = jax.vjp(parts, params, has_aux=True)
+        basis = [tuple(jnp.float32(i == j) for j in range(4)) for i in range(4)]
+        return values, [pull(cotangent)[0] for cotangent in basis], sums
+
+    values, gradients, sums = jax.device_get(parts_and_gradients(state.params))
+    weigh = lambda cross_entropy, balance, z: cross_entropy + 0.3 * balance + 0.07 * z
+    np.testing.assert_allclose(values[0], weigh(*values[1:]), rtol=1e-6)
+    assert_close(gradients[0], jax.tree.map(weigh, *gradients[1:]), rtol=1e-4)
+    np.testing.assert_allclose(values[2], np.sum(balance_loss(sums)) / micro_batches, rtol=1e-6)
+    np.testing.assert_allclose(values[3], np.sum(z_loss(sums)) / micro_batches, rtol=1e-6)
+    norms = [optax.global_norm(gradient) for gradient in gradients]
+    assert min(norms) > 1e-2 and abs(norms[2] - norms[3]) > 1e-2  # else a wrong weight could go unseen
+
+
+def test_accumulation_takes_the_mean_of_the_auxiliary_losses(step_of):
+    """Two micro-batches of the same sequences make up one: each holds every other row of a batch of pairs."""
+    fields = {"moe.balance_loss": 0.5, "moe.z_loss": 0.5, "train.clip_norm": 0.0}
+    batch = make_batch(VALID[:4])
+    pairs = jax.tree.map(lambda rows: np.repeat(rows, 2, axis=0), batch)
+    one, one_gradients, _ = take_step(step_of, fields | {"data.batch_size": 4}, batch=batch)
+    two, two_gradients, _ = take_step(step_of, fields | {"train.accumulate": 2}, batch=pairs)
+    assert one.balance_loss > 0 and one.z_loss > 0
+    assert_close([two.loss, two.balance_loss, two.z_loss], [one.loss, one.balance_loss, one.z_loss])
+    assert_close(two_gradients, one_gradients)
+
+
+def test_every_micro_batch_has_noise_of_its_own():
+    """A gradient that is nothing but a draw, in the place of its micro-batch."""
+    batch = jax.tree.map(jnp.asarray, make_batch([16] * 3)._replace(domain=np.arange(3, dtype=np.int32)))
+
+    def draw(params, part, key, tokens, micro_batches):
+        place = jax.nn.one_hot(part.domain[0], micro_batches)
+        return (jnp.zeros(()), Losses(*[jnp.zeros(())] * 3, sums=None)), place * jax.random.uniform(key)
+
+    draws, _ = _accumulate(draw, 3, {}, batch, jax.random.key(0))
+    again, _ = _accumulate(draw, 3, {}, batch, jax.random.key(0))
+    assert np.all(draws > 0) and len(np.unique(draws)) == 3
+    np.testing.assert_array_equal(draws, again)
+
+
+def step_at(step_of, fields, number):
+    """Metrics of step `number` from the initial weights."""
+    setup, state, step = step_of(fields)
+    state = state._replace(step=jax.device_put(jnp.int32(number), state.step.sharding))
+    return jax.device_get(step(state, setup.place(make_batch()))[1])
+
+
+def test_every_step_has_noise_of_its_own_and_it_is_always_the_same(step_of):
+    first, again, second = (step_at(step_of, NOISY, number).z_loss for number in (0, 0, 1))
+    assert first == again
+    assert abs(second - first) > 1e-5
+
+
+def test_the_learning_rate_reported_is_that_of_the_step_taken(step_of):
+    rate = learning_rate(step_of(NOISY)[0].run.train)
+    reported = [step_at(step_of, NOISY, number).learning_rate for number in (0, 1)]
+    np.testing.assert_allclose(reported, [rate(0), rate(1)], rtol=1e-6)
+    assert reported[0] == 0 < reported[1]
