@@ -2,9 +2,6 @@
 
 from setuptools import find_packages, setup
 
-AOT = ["jax[tpu]"]  # libtpu, which compiles for TPU anywhere; jax names the version that fits it
-HUGGING_FACE = ["safetensors", "huggingface_hub"]
-
 setup(
     name="moe_jax",
     version="0.1.0",
@@ -28,10 +25,10 @@ setup(
     ],
     extras_require={
         "test": ["beartype", "pytest", "pytest-xdist", "ruff"],
-        "hf": HUGGING_FACE,
+        "hf": ["safetensors", "huggingface_hub"],
         "slurm": ["submitit"],
         "tpu": ["jax[tpu]"],
         "cuda12": ["jax[cuda12]"],
-        "aot": AOT,
+        "aot": ["jax[tpu]"],  # libtpu compiles for TPU anywhere; jax names the version that fits it
     },
 )
