@@ -2,7 +2,8 @@
 
     broken = violations(collectives(compiled.as_text(), mesh), run, mesh)
 
-Each broken clause is one line that names the collective and the lines of Python it comes from.
+Each broken clause is one line that names the collective and the lines of Python it comes from. The contract is that of
+AdamW: Adafactor's row and column means are reductions of its own, which the partitioner writes as it likes.
 """
 
 import itertools
@@ -30,22 +31,28 @@ ITEMSIZE = {"bfloat16": 2, "float32": 4, "float64": 8}
 def violations(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> list[str]:
     """What of `found` breaks the contract of a training step of `run` on `mesh`; empty: nothing does."""
     return [
-        *_exchange(found, run),
+        *_exchange(found, run, mesh),
         *itertools.chain.from_iterable(_weights(c, run, mesh) for c in found),
+        *_scatters(found, run, mesh),
         *_reductions(found, run, mesh),
+        *(f"{_named(c)}: nothing of this size is passed on" for c in found if _passes_on_tokens(c, run)),
     ]
 
 
-def exchange_bytes(run: RunConfig) -> int:
-    """Bytes of one all-to-all: this device's groups of a micro-batch, all experts, C slots, D, as they travel."""
+def exchange_bytes(run: RunConfig, platform: str) -> int:
+    """Bytes of one all-to-all: this device's groups of a micro-batch, all experts, C slots, D, as they travel.
+
+    XLA for CPU has no collectives in bfloat16 and sends float32.
+    """
     moe, mesh = run.moe, run.mesh
+    itemsize = max(ITEMSIZE[moe.exchange_dtype or run.model.dtype], 4 if platform == "cpu" else 0)
     sequences = run.data.batch_size // run.train.accumulate // (mesh.data * mesh.fsdp * mesh.expert)
     groups = sequences * run.data.sequence_length // moe.group_size
     slots = capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
-    return groups * moe.num_experts * slots * run.model.d_model * ITEMSIZE[moe.exchange_dtype or run.model.dtype]
+    return groups * moe.num_experts * slots * run.model.d_model * itemsize
 
 
-def _exchange(found: Sequence[Collective], run: RunConfig) -> Iterator[str]:
+def _exchange(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
     """Exactly so many all-to-alls, over `expert` alone, of exactly so many bytes."""
     tokens = [c for c in found if "all-to-all" in c.kind]
     for c in tokens:
@@ -56,8 +63,9 @@ def _exchange(found: Sequence[Collective], run: RunConfig) -> Iterator[str]:
     if count != expected:
         yield f"{count:g} all-to-alls in a step, not {expected}"
     sent = sum(c.count * c.bytes for c in tokens)
-    if sent != exchanges * exchange_bytes(run):
-        yield f"the all-to-alls of a step hold {sent:g} bytes, not {exchanges * exchange_bytes(run)}"
+    holds = exchanges * exchange_bytes(run, mesh.devices.flat[0].platform) if exchanges else 0
+    if sent != holds:
+        yield f"the all-to-alls of a step hold {sent:g} bytes, not {holds}"
 
 
 def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
@@ -67,12 +75,33 @@ def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
     if len(c.axes) != 1 or c.axes[0] not in (FSDP, EXPERT):
         yield f"{_named(c)}: weights are gathered and scattered over fsdp or expert, one at a time"
         return
+    if any(shape.partition("[")[0] not in HLO_ITEMSIZE for shape in c.shapes):
+        yield f"{_named(c)}: {c.dtype} is no weight's"
+        return
     allowed = gathered_elements(run, mesh)[c.axes[0]]
-    pieces = c.bytes / sum(_elements(shape) * HLO_ITEMSIZE[shape.partition("[")[0]] for shape in c.shapes)
     for shape in c.shapes:
-        elements = _elements(shape) * pieces  # of the whole buffer, where the shape is that of a scattered piece
+        elements = _elements(shape) * _pieces(c)
         if not any(whole <= elements <= PADDING * whole for whole in allowed):
             yield f"{_named(c)}: {shape} is no weight's, whole or in part"
+
+
+def _pieces(c: Collective) -> float:
+    """What the elements of a collective's shapes are multiplied by to give those of the whole buffer."""
+    return c.bytes / sum(_elements(shape) * HLO_ITEMSIZE[shape.partition("[")[0]] for shape in c.shapes)
+
+
+def _scatters(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
+    """The gradient of each gathered weight is scattered once a micro-batch, that of a tied embedding twice."""
+    for axis, allowed in scattered_elements(run, mesh).items():
+        scatters = [c for c in found if c.kind == "reduce-scatter" and c.axes == (axis,)]
+        elements = sum(c.count * _pieces(c) * sum(map(_elements, c.shapes)) for c in scatters)
+        if elements > PADDING * allowed:
+            yield f"{elements:g} elements of gradients are scattered over {axis}, more than the weights' {allowed}"
+
+
+def _passes_on_tokens(c: Collective, run: RunConfig) -> bool:
+    """A collective-permute larger than statistics: XLA for TPU passes on some rows of padding."""
+    return c.kind == "collective-permute" and sum(map(_elements, c.shapes)) * c.count > small_elements(run)
 
 
 def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
@@ -130,6 +159,21 @@ def gathered_elements(run: RunConfig, mesh: Mesh) -> dict[str, set[int]]:
                 sizes[axis].add(whole)
                 whole //= mesh.shape[axis]
     return sizes
+
+
+def scattered_elements(run: RunConfig, mesh: Mesh) -> dict[str, int]:
+    """By mesh axis: elements that go into the reduce-scatters of a step."""
+    total = {FSDP: 0, EXPERT: 0}
+    for weight in _weights_of(run, mesh):
+        elements = math.prod(weight.shape)
+        for name in weight.axes:
+            elements //= math.prod(mesh.shape[axis] for axis in RULES[name].split)
+        twice = 2 if run.model.tie_embeddings and "vocab_in" in weight.axes else 1
+        for axis in itertools.chain.from_iterable(RULES[name].stored for name in weight.axes):  # major first
+            if mesh.shape[axis] > 1:
+                total[axis] += twice * elements * run.train.accumulate
+                elements //= mesh.shape[axis]
+    return total
 
 
 def local_elements(run: RunConfig, mesh: Mesh) -> list[int]:

@@ -14,12 +14,14 @@ from moe_jax.audit.contract import exchange_bytes, violations
 from moe_jax.config import MeshConfig, MoEConfig, default_config
 from moe_jax.config.resolve import resolve
 from moe_jax.moe import layer
+from moe_jax.moe.feed_forward import Experts
 from moe_jax.moe.layer import MoELayer
 from moe_jax.parallel import exchange, sharding
 from moe_jax.parallel.collectives import sum_over
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
 from moe_jax.parallel.program import collectives
 
+apply_experts = Experts.__call__
 MESHES = (
     {"expert": 8},
     {"data": 2, "expert": 4},
@@ -58,7 +60,7 @@ def test_the_step_keeps_the_contract(mesh, remat):
     # E * C * D floats of this device's groups; C = ceil(1.25 * 2 * 30 / 8) = 10.
     groups = 8 // (on.size // mesh.get("tensor", 1))
     assert {c.bytes for c in exchanged} <= {groups * 8 * 10 * 24 * 4}
-    assert exchange_bytes(run) == groups * 8 * 10 * 24 * 4
+    assert exchange_bytes(run, "cpu") == groups * 8 * 10 * 24 * 4
     if set(mesh) & {"fsdp", "expert"}:
         assert {c.axes for c in found if c.kind == "reduce-scatter"} <= {("fsdp",), ("expert",)}
         assert any(c.kind == "reduce-scatter" for c in found)
@@ -71,8 +73,21 @@ def test_the_step_keeps_the_contract(mesh, remat):
 )
 def test_pieces_micro_batches_and_wire_precision_are_in_the_contract(fields):
     found, run, on = compiled({"data": 2, "expert": 4}, **fields)
-    if "moe.exchange_dtype" in fields:  # XLA for CPU has no bfloat16 all-to-all: it sends float32
-        found = [c._replace(bytes=c.bytes / 2) if c.kind == "all-to-all" else c for c in found]
+    assert violations(found, run, on) == []
+
+
+@pytest.mark.parametrize(
+    ("mesh", "fields"),
+    [
+        ({"fsdp": 4, "tensor": 2}, {"moe.num_experts": 0, "moe.top_k": 1}),
+        ({"fsdp": 2, "expert": 2, "tensor": 2}, {"model.tie_embeddings": True, "moe.num_shared_experts": 2}),
+        ({"fsdp": 4, "expert": 2}, {"model.dtype": "bfloat16", "moe.first_dense": 1, "moe.every": 1}),
+    ],
+    ids=str,
+)
+def test_other_models_keep_it_too(mesh, fields):
+    found, run, on = compiled(mesh, **fields)
+    assert found
     assert violations(found, run, on) == []
 
 
@@ -88,6 +103,33 @@ def test_a_gathered_token_buffer(monkeypatch):
 
     monkeypatch.setattr(layer, "to_experts", through_a_gather)
     assert "is no weight's, whole or in part" in broken()
+
+
+@pytest.mark.parametrize("axis", ["expert", "data"])
+def test_tokens_that_are_passed_on(monkeypatch, axis):
+    def around(buffers):
+        n = lax.axis_size(axis)
+        there, back = [[(i, (i + step) % n) for i in range(n)] for step in (1, -1)]
+        return exchange.to_experts(lax.ppermute(lax.ppermute(buffers, axis, there) * 1.5, axis, back))
+
+    monkeypatch.setattr(layer, "to_experts", around)
+    assert "nothing of this size is passed on" in broken()
+
+
+def test_a_weight_gathered_again_for_every_piece(monkeypatch):
+    monkeypatch.setattr(Experts, "__call__", lambda self, b, weights: apply_experts(self, b, self.gathered(b.dtype)))
+    assert "elements of gradients are scattered over fsdp" in broken(
+        {"fsdp": 4, "expert": 2}, **{"moe.exchange_chunks": 3}
+    )
+
+
+def test_integers_that_are_gathered(monkeypatch):
+    def with_integers(buffers):
+        order = lax.all_gather(jnp.argsort(buffers[0, 0, :, 0]), "expert", tiled=True)
+        return exchange.to_experts(buffers + order[0])
+
+    monkeypatch.setattr(layer, "to_experts", with_integers)
+    assert "s32 is no weight's" in broken()
 
 
 def test_an_exchange_too_many(monkeypatch):
