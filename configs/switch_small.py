@@ -7,30 +7,14 @@ the feed-forward weights of its twin at 2% more FLOPs per token, which are the r
 Cost: each step is one of `quickstart.py`; the first run downloads about 11 MB.
 """
 
-from moe_jax.config import default_config
+import runpy
+from pathlib import Path
 
 
 def get_config():
-    config = default_config()
-
-    config.model.num_layers = 2
-    config.model.d_model = 64
-    config.model.d_ff = 64
-    config.model.num_heads = 4
-    config.model.num_kv_heads = 4
-
-    config.moe.num_experts = 16
-    config.moe.capacity_factor = 1.5
-    config.moe.group_size = 1024
-
+    config = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))["get_config"]()
     config.data.source = "pypi:django==5.1.4"
-    config.data.sequence_length = 128
-    config.data.batch_size = 64
-
     config.train.steps = 4_000
-    config.train.learning_rate = 3e-3
-    config.train.warmup_steps = 100
-
     config.eval.every = 100
     config.eval.batches = 16
     return config

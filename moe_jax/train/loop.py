@@ -9,7 +9,7 @@ from absl import logging
 
 from moe_jax.config.counting import count
 from moe_jax.config.describe import describe, markdown, warn
-from moe_jax.config.schema import RunConfig, identity
+from moe_jax.config.schema import RunConfig, flatten, identity
 from moe_jax.data import train_iterator
 from moe_jax.train import report, workdir
 from moe_jax.train.checkpoints import Checkpoints
@@ -32,6 +32,8 @@ def train(run: RunConfig, directory: Path) -> int:
     """
     workdir.prepare(directory, run)
     warn(run)
+    changed = {name: value for name, value in flatten(run).items() if value != flatten(RunConfig())[name]}
+    logging.info("Fields that differ from the defaults: %s", changed)
     for line in describe(run):
         logging.info(line)
     setup = set_up(run)
