@@ -2,10 +2,11 @@
 
 import logging as python_logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -28,16 +29,52 @@ def define_workdir_flag() -> None:
     flags.DEFINE_string("workdir", None, "Directory of the run: metrics, checkpoints, results.", required=True)
 
 
+def config_path() -> Path:
+    """The file of --config."""
+    return Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+
+
+def base_config() -> ml_collections.ConfigDict:
+    """--config with its overrides, not yet resolved."""
+    try:
+        return flags.FLAGS.config.copy_and_resolve_references()
+    except OSError:  # the file is only read here
+        raise ValueError(
+            f"--config={config_path()} cannot be read: configs/ holds the ones that come with moe_jax"
+        ) from None
+    except AttributeError:
+        raise ValueError(
+            f"--config={config_path()}: get_config() returns no config: let it return default_config()"
+        ) from None
+
+
 def run_config(num_devices: int | None = None) -> RunConfig:
     """The resolved --config, for so many devices (default: those at hand)."""
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
-    try:
-        config = flags.FLAGS.config.copy_and_resolve_references()
-    except OSError:  # the file is only read here
-        raise ValueError(f"--config={path} cannot be read: configs/ holds the ones that come with moe_jax") from None
-    except AttributeError:
-        raise ValueError(f"--config={path}: get_config() returns no config: let it return default_config()") from None
+    config = base_config()
     return resolve(config, jax.device_count() if num_devices is None else num_devices)
+
+
+def refuse_overrides(fields: Mapping[str, str]) -> None:
+    """Raises ValueError if one of `fields` was set as --config.FIELD; {field: what sets it instead}."""
+    for name in config_flags.get_override_values(flags.FLAGS["config"]):
+        if name in fields:
+            raise ValueError(f"--config.{name} is set by {fields[name]}: leave it out")
+
+
+def integers(flag: str, values: Sequence[str]) -> tuple[int, ...]:
+    """The numbers of a flag; raises ValueError, naming it, for what is none."""
+    try:
+        return tuple(int(value) for value in values)
+    except ValueError:
+        raise ValueError(f"{flag}={','.join(values)}: give whole numbers") from None
+
+
+def pairs(flag: str, text: str) -> dict[str, int | str]:
+    """The NAME=VALUE,... of a flag, whole numbers as such."""
+    parts = [part.partition("=") for part in text.split(",") if part]
+    if any(not name or not equals for name, equals, _ in parts):
+        raise ValueError(f"{flag}={text}: give NAME=VALUE, several joined by commas")
+    return {name: int(value) if value.isdecimal() else value for name, _, value in parts}
 
 
 def workdir() -> Path:

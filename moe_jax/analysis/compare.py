@@ -1,34 +1,41 @@
 """Runs side by side: how they differ, and what each needs to reach the first one's held-out loss."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from moe_jax.analysis.records import Point, Record
+from moe_jax.analysis.markdown import rows
+from moe_jax.analysis.records import Point, Record, check_same_data
 
 
 def reaches(curve: Sequence[Point], loss: float) -> Point | None:
     """Where `curve` first falls to `loss`, interpolated between two evaluations; None if it does not."""
-    for before, after in zip(curve[:1] + list(curve), curve, strict=False):
+    before = None
+    for after in curve:
         if after.loss <= loss:
-            share = 1.0 if before.loss <= after.loss else (before.loss - loss) / (before.loss - after.loss)
+            if before is None or not math.isfinite(before.loss):
+                return after
+            share = (before.loss - loss) / (before.loss - after.loss)
             return Point(*(float(a + share * (b - a)) for a, b in zip(before, after, strict=True)))
+        before = after
     return None
 
 
 def compare(records: Sequence[Record]) -> dict[str, Any]:
     """Differences in configuration, results, and what each run needs to reach the last loss of the first one.
 
-    Raises ValueError where the runs were not evaluated on the same data.
+    Raises ValueError where the runs were not evaluated on the same data, or the first one ends without a loss.
     """
     baseline = records[0]
     if len({record.name for record in records}) < len(records):
         raise ValueError("two of the runs' directories have the same name: rename one")
-    if len({record.summary["data_sha256"] for record in records}) > 1:
-        raise ValueError("the runs have different data (data_sha256 in summary.json): their losses do not compare")
+    check_same_data(records)
     target = baseline.curve[-1].loss
+    if not math.isfinite(target):
+        raise ValueError(f"{baseline.name}, the baseline, ends without a finite held-out loss: name another run first")
     needed = {record.name: reaches(record.curve, target) for record in records}
     full = needed[baseline.name]
     return {
@@ -40,12 +47,16 @@ def compare(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _row(record: Record, needed: Point | None, baseline: Point) -> dict[str, Any]:
-    final = record.curve[-1]
+    final, summary = record.curve[-1], record.summary
     row: dict[str, Any] = {
         "final_loss": final.loss,
+        "bits_per_byte": summary["eval_bits_per_byte"],
         "steps": final.step,
-        "flops_per_token": record.summary["flops_per_token"],
-        "total_params": record.summary["total_params"],
+        "flops_per_token": summary["flops_per_token"],
+        "total_params": summary["total_params"],
+        "dropped_fraction": summary["dropped_fraction"],
+        "max_violation": summary["max_violation"],
+        "tokens_per_second": summary["tokens_per_second"],
     }
     if needed is None:
         return row | {"steps_to_loss": None}
@@ -65,26 +76,45 @@ def _differences(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The comparison as a Markdown table."""
-    lines = [
-        f"Held-out loss of {result['baseline']} at its end: {result['loss']:.4f} nats a token.",
-        "",
-        "| run | parameters | FLOPs a token | final loss | steps to that loss | fewer steps | less time |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in result["runs"].items():
-        reached = row["steps_to_loss"] is not None
-        needed = (
-            f"{row['steps_to_loss']:.0f} | {row['times_fewer_steps']:.2f}x | {row['times_less_time']:.2f}x"
-            if reached
-            else "not reached | - | -"
-        )
-        lines.append(
-            f"| {name} | {row['total_params']:,} | {row['flops_per_token']:,} | {row['final_loss']:.4f} | {needed} |"
-        )
-    for field, values in result["differences"].items():
-        lines += ["", f"{field}: " + ", ".join(f"{name} {value!r}" for name, value in values.items())]
+    """The comparison in Markdown: results, cost to the baseline's loss, differences in configuration."""
+    runs, differences = result["runs"], result["differences"]
+    lines = rows(
+        ["run", "parameters", "FLOPs a token", "held-out loss", "bits per byte", "dropped", "MaxVio", "tokens/s"],
+        [[name, *_results(row)] for name, row in runs.items()],
+    )
+    lines += ["", "Dropped fraction and MaxVio are those of the last logged training step, mean over MoE layers.", ""]
+    lines += [f"To the held-out loss of {result['baseline']} at its end, {result['loss']:.4f} nats a token:", ""]
+    lines += rows(
+        ["run", "steps", "fewer steps", "fewer FLOPs", "less time"],
+        [[name, *_cost(row)] for name, row in runs.items()],
+    )
+    if not differences:
+        return "\n".join([*lines, "", "The runs have the same configuration."])
+    lines += ["", "Differences in configuration:", ""]
+    lines += rows(
+        ["field", *runs], [[name, *(repr(by_run[run]) for run in runs)] for name, by_run in differences.items()]
+    )
     return "\n".join(lines)
+
+
+def _results(row: dict[str, Any]) -> list[str]:
+    diverged = not math.isfinite(row["final_loss"])
+    return [
+        f"{row['total_params']:,}",
+        f"{row['flops_per_token']:,}",
+        "diverged" if diverged else f"{row['final_loss']:.4f}",
+        "-" if diverged else f"{row['bits_per_byte']:.4f}",
+        f"{row['dropped_fraction']:.2%}",
+        f"{row['max_violation']:.2f}",
+        f"{row['tokens_per_second']:,.0f}",
+    ]
+
+
+def _cost(row: dict[str, Any]) -> list[str]:
+    if row["steps_to_loss"] is None:
+        return ["not reached", "-", "-", "-"]
+    ratios = (row[name] for name in ("times_fewer_steps", "times_fewer_flops", "times_less_time"))
+    return [f"{row['steps_to_loss']:,.0f}", *(f"{ratio:.2f}x" for ratio in ratios)]
 
 
 def plot(records: Sequence[Record]) -> Figure:

@@ -1,5 +1,6 @@
 """The training loop: resume, step, measure, evaluate, checkpoint, stop when asked."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,7 @@ class _Loop:
         self.train_step = setup.compile_train_step()
         self.eval_step = setup.compile_eval_step()
         self.step = int(state.step)
+        self.startup_seconds: float | None = None  # until the first step here was done
         self.progress = Progress(self.run.train.steps, self.step)
         self.clock = Clock(self.run.data.batch_size * self.run.data.sequence_length, self.step)
         self.profile = Profile(directory, self.run.train.profile)
@@ -102,6 +104,9 @@ class _Loop:
         batch = self.setup.place(next(self.data))
         self.state, metrics = self.train_step(self.state, batch)
         self.step += 1
+        if self.startup_seconds is None:
+            jax.block_until_ready(metrics)
+            self.startup_seconds = time.perf_counter() - self.setup.started
         last = self.step == run.train.steps
         if self.step % run.log.every == 0 or last:
             self._log(jax.device_get(metrics), pictures=last or _due(self.step, run.eval.every))
@@ -145,7 +150,9 @@ class _Loop:
     def _finish(self) -> None:
         evaluation = self._evaluate(self.run.eval.batches)
         rate = self.clock.tokens_per_second() or self.last.get("train/tokens_per_second", 0.0)
-        totals = report.Totals(self.step, rate, self.clock.seconds, self.setup.corpus.sha256)
+        totals = report.Totals(
+            self.step, rate, self.clock.seconds, self.startup_seconds or 0.0, self.setup.corpus.sha256
+        )
         result = report.summary(self.run, totals, self.last, evaluation)
         self.writer.finish("success", {name: result[name] for name in report.HPARAMS_METRICS})
         if jax.process_index() == 0:

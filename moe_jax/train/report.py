@@ -75,6 +75,7 @@ class Totals:
     steps: int
     tokens_per_second: float
     seconds: float  # of training in this process, without compilation and evaluation
+    startup_seconds: float  # from the start of the set-up until the first step was done, compilation included
     data_sha256: str
 
 
@@ -89,6 +90,7 @@ def summary(run: RunConfig, totals: Totals, last: dict[str, float], evaluation: 
         "eval_bits_per_byte_by_domain": evaluation.bits_per_byte_by_domain,
         "tokens_per_second": totals.tokens_per_second,
         "training_seconds": totals.seconds,
+        "startup_seconds": totals.startup_seconds,
         "total_params": counts.total_params,
         "active_params": counts.active_params,
         "flops_per_token": counts.flops_per_token,

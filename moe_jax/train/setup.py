@@ -32,6 +32,7 @@ class Setup:
     model: Model
     optimizer: optax.GradientTransformation
     abstract: TrainState
+    started: float  # time.perf_counter() when the set-up began
 
     def place(self, batch: Batch) -> Batch:
         """This process's sequences as part of the global batch on the mesh."""
@@ -87,10 +88,11 @@ def set_up(run: RunConfig) -> Setup:
 
     Raises ValueError (one line) for data that cannot be read.
     """
+    started = time.perf_counter()
     if run.model.attention == "cudnn" and jax.default_backend() != "gpu":
         raise ValueError("model.attention='cudnn' needs an NVIDIA GPU and JAX sees none: use model.attention='xla'")
     corpus = load_corpus(run.data, run.model.vocab_size, run.seed)
     mesh = make_mesh(run.mesh)
     model = build_model(run, mesh)
     optimizer = make_optimizer(run.train, model.decayed)
-    return Setup(run, mesh, corpus, model, optimizer, abstract_state(model, optimizer, mesh))
+    return Setup(run, mesh, corpus, model, optimizer, abstract_state(model, optimizer, mesh), started)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, PyTree, UInt32
 
 from moe_jax.config.schema import RunConfig
 from moe_jax.models.decoder import Decoder
@@ -19,6 +19,7 @@ class TrainState(NamedTuple):
     """Everything that a step changes. Weights are a nested dict of arrays, the state of the model's `nnx.Param`s."""
 
     step: Int[Array, ""]  # steps done
+    seed: UInt32[Array, ""]  # of the noise; a value and no constant, so that runs of other seeds share a compiled step
     params: PyTree
     opt_state: optax.OptState
 
@@ -67,16 +68,17 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, mesh: 
         model.abstract,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
     )
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated), model.abstract, opt_state)
+    number = lambda dtype: jax.ShapeDtypeStruct((), dtype, sharding=replicated)
+    return TrainState(number(jnp.int32), number(jnp.uint32), model.abstract, opt_state)
 
 
 def init_state(run: RunConfig, abstract: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
     """Draws the weights, each device its own part, from `seed` alone: on any mesh the same up to rounding."""
 
-    def create(key) -> TrainState:
-        decoder = Decoder(run, nnx.Rngs(params=key))
+    def create(seed) -> TrainState:
+        decoder = Decoder(run, nnx.Rngs(params=jax.random.key(seed)))
         params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), seed, params, optimizer.init(params))
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(create, out_shardings=placed)(jax.random.key(run.seed))
+    return jax.jit(create, out_shardings=placed)(jnp.uint32(run.seed))

@@ -52,7 +52,7 @@ def make_train_step(
     rate = learning_rate(run.train)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(run.seed), NOISE), state.step)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), NOISE), state.step)
         grads, losses = _accumulate(gradients, run.train.accumulate, state.params, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = StepMetrics(
@@ -63,7 +63,7 @@ def make_train_step(
             learning_rate=jnp.asarray(rate(state.step)),
             routing=routing_stats(losses.sums) if losses.sums is not None else None,
         )
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        return TrainState(state.step + 1, state.seed, optax.apply_updates(state.params, updates), opt_state), metrics
 
     return step
 

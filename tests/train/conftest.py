@@ -107,10 +107,9 @@ def set_up_once(make_run):
             setup = set_up(make_run(fields, devices))
             setups[key] = setup, jax.jit(setup.optimizer.init, out_shardings=shardings(setup.abstract.opt_state))
         setup, init_optimizer = setups[key]
-        step, params = jax.device_put(
-            (jnp.zeros((), jnp.int32), drawn(fields or {})), shardings((setup.abstract.step, setup.abstract.params))
-        )
-        return setup, TrainState(step, params, init_optimizer(params))
+        start = jnp.zeros((), jnp.int32), jnp.uint32(setup.run.seed), drawn(fields or {})
+        step, seed, params = jax.device_put(start, shardings(setup.abstract[:3]))
+        return setup, TrainState(step, seed, params, init_optimizer(params))
 
     return call
 

@@ -29,7 +29,9 @@ def make_state(step, sharding=None):
     weights = step + np.arange(16 * 3, dtype=np.float32).reshape(16, 3) / 7
     place = lambda x: jax.device_put(x, sharding) if sharding else jnp.asarray(x)
     moments = {"mu": place(weights / 3), "count": jnp.asarray(step, jnp.int32)}
-    return TrainState(jnp.asarray(step, jnp.int32), {"layer": {"w": place(weights)}, "b": jnp.zeros(2)}, moments)
+    return TrainState(
+        jnp.asarray(step, jnp.int32), jnp.uint32(0), {"layer": {"w": place(weights)}, "b": jnp.zeros(2)}, moments
+    )
 
 
 def abstract_of(state):
@@ -117,7 +119,7 @@ def test_a_step_is_saved_once(workdir):
 
 def test_a_state_that_is_donated_while_it_is_written(tmp_path):
     bump = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
-    state = bump(TrainState(jnp.int32(2), {"w": jnp.zeros(1 << 20)}, {}))
+    state = bump(TrainState(jnp.int32(2), jnp.uint32(0), {"w": jnp.zeros(1 << 20)}, {}))
     abstract = abstract_of(state)
     with Checkpoints(tmp_path, CheckpointConfig(keep=3)) as checkpoints:
         checkpoints.save(state, numbers())

@@ -1,0 +1,30 @@
+"""Routers side by side at equal FLOPs per token: top-1 experts of size 64, or two of half that each.
+
+Cost: 12 cells of about 3 minutes on a CPU core.
+"""
+
+import runpy
+from pathlib import Path
+
+from moe_jax.sweep.derive import equal_flops
+from moe_jax.sweep.design import Sweep
+
+
+def get_config():
+    config = runpy.run_path(str(Path(__file__).parents[1] / "switch_small.py"))["get_config"]()
+    config.train.steps = 700
+    return config
+
+
+def get_sweep():
+    return Sweep(
+        [
+            {"moe.router": "switch", "moe.top_k": 1, "moe.normalize_gates": False},
+            {"moe.router": "gshard", "moe.top_k": 2, "moe.normalize_gates": False},
+            {"moe.router": "top_k", "moe.top_k": 2, "moe.normalize_gates": False},
+            {"moe.router": "top_k", "moe.top_k": 2, "moe.normalize_gates": True},
+        ],
+        seeds=(0, 1, 2),
+        derive=[equal_flops(to={"moe.router": "switch"})],
+        baseline={"moe.router": "switch"},
+    )

@@ -1,0 +1,168 @@
+"""The tables of a sweep's report, each a list of Markdown blocks."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_jax.analysis.baseline import Saving, savings
+from moe_jax.analysis.cells import PointRuns, Sweep
+from moe_jax.analysis.markdown import rows
+from moe_jax.analysis.seeds import Difference, estimate, tukey
+from moe_jax.analysis.sweep_plots import step_seconds
+
+ALL_PAIRS_UP_TO = 15  # with more of them, only those with the best point and with the baseline are listed
+
+
+def best(sweep: Sweep) -> PointRuns | None:
+    """The point of the lowest mean held-out loss among those of which no run diverged."""
+    return min((point for point in sweep.points if point.comparable), key=lambda p: np.mean(p.losses), default=None)
+
+
+def results(sweep: Sweep) -> list[str]:
+    """One row a point, in the order of the grid, the best one marked."""
+    fields = list(sweep.names)
+    header = [*fields, "seeds", "held-out loss", "95% interval", "dropped", "MaxVio", "parameters", "FLOPs a token"]
+    winner = best(sweep)
+    body = [
+        [*(str(point.point.get(field)) for field in fields), *_result(point, point is winner)] for point in sweep.points
+    ]
+    return [
+        "## Results",
+        "\n".join(rows([*header, "seconds a step"], body)),
+        "Means over seeds. Held-out loss in nats a token at the end of training; dropped fraction and MaxVio of the "
+        "last logged training step, mean over MoE layers; seconds of training, without compilation and evaluation. "
+        + _about_intervals(sweep),
+    ]
+
+
+def _result(point: PointRuns, winner: bool) -> list[str]:
+    seeds = f"{len(point.runs)}" if len(point.runs) == len(point.cells) else f"{len(point.runs)} of {len(point.cells)}"
+    if not point.runs:
+        return [seeds, "not finished", *["-"] * 6]
+    records = list(point.runs.values())
+    loss = estimate(point.losses)
+    diverged = sum(not math.isfinite(value) for value in point.losses)
+    text = f"diverged ({diverged} of {len(records)})" if diverged else f"{loss.mean:.4f}"
+    summary = records[0].summary
+    return [
+        seeds,
+        f"**{text}** (best)" if winner else text,
+        f"{loss.low:.4f} to {loss.high:.4f}" if math.isfinite(loss.low) else "-",
+        f"{np.mean([record.summary['dropped_fraction'] for record in records]):.2%}",
+        f"{np.mean([record.summary['max_violation'] for record in records]):.2f}",
+        f"{summary['total_params']:,}",
+        f"{summary['flops_per_token']:,}",
+        f"{np.mean([step_seconds(record) for record in records]):.3g}",
+    ]
+
+
+def _about_intervals(sweep: Sweep) -> str:
+    counts = {len(point.runs) for point in sweep.points if point.runs}
+    if counts == {1}:
+        return "One seed a point: no interval can be given."
+    text = "Intervals are percentile bootstraps over seeds."
+    if counts & {2, 3}:
+        text += (
+            " Over 2 or 3 seeds such an interval is just from the lowest to the highest of them, and too narrow: it "
+            "holds the true mean in about 50% or 75% of cases, not in 95%."
+        )
+    return text + (" Over one seed there is none." if 1 in counts else "")
+
+
+def differences(sweep: Sweep, against: Sequence[PointRuns | None] | None) -> list[str]:
+    """Tukey's test of all pairs of points that have at least two seeds, none of them diverged."""
+    heading = "## Which differences the seeds support"
+    diverged = [point.label for point in sweep.points if point.runs and not point.comparable]
+    notes = [f"Left out because a run of theirs diverged: {'; '.join(diverged)}."] if diverged else []
+    tested = [point for point in sweep.points if point.comparable and len(point.runs) > 1]
+    single = [point.label for point in sweep.points if point.comparable and len(point.runs) == 1]
+    if len(tested) < 2:
+        return [heading, "Nothing can be said: it takes two points of two finished seeds each.", *notes]
+    if single:
+        notes.append(f"Left out because one seed says nothing about chance: {'; '.join(single)}.")
+    if all(len(set(point.losses)) == 1 for point in tested):
+        return [heading, "Nothing can be said: the seeds of a point do not differ in held-out loss.", *notes]
+    pairs = tukey([point.losses for point in tested])
+    supported = sum(pair.supported for pair in pairs)
+    return [
+        heading,
+        f"Of {len(pairs)} pairs of points, the seeds support a difference in held-out loss for {supported}; the other "
+        f"{len(pairs) - supported} are not told apart (Tukey's HSD, 95% for all pairs together; it takes seeds to "
+        "scatter alike at every point).",
+        *_pairs(sweep, tested, pairs, against),
+        *notes,
+    ]
+
+
+def _pairs(
+    sweep: Sweep, tested: list[PointRuns], pairs: list[Difference], against: Sequence[PointRuns | None] | None
+) -> list[str]:
+    labels = [point.label for point in tested]
+    references = {id(tested[i]): set() for i in range(len(tested))}
+    winner = best(sweep)
+    for point, baseline in zip(sweep.points, against or [None] * len(sweep.points), strict=True):
+        if id(point) in references:
+            references[id(point)] |= {id(winner), id(baseline)}
+    listed = []
+    for pair in pairs:
+        first, second = id(tested[pair.first]), id(tested[pair.second])
+        if second in references[first]:
+            listed.append(pair)
+        elif first in references[second]:
+            listed.append(Difference(pair.second, pair.first, -pair.mean, -pair.high, -pair.low, pair.supported))
+        elif len(pairs) <= ALL_PAIRS_UP_TO:
+            listed.append(pair)
+    listed.sort(key=lambda pair: (not pair.supported, -abs(pair.mean)))
+    body = [
+        [
+            labels[pair.first],
+            labels[pair.second],
+            f"{pair.mean:+.4f}",
+            f"{pair.low:+.4f} to {pair.high:+.4f}",
+            "yes" if pair.supported else "**no**",
+        ]
+        for pair in listed
+    ]
+    table = "\n".join(rows(["point", "against", "difference", "95% interval", "supported"], body))
+    if len(listed) == len(pairs):
+        return [table]
+    return [table, f"Listed are pairs with the best point{' and with the baseline' if against else ''}."]
+
+
+def needs(sweep: Sweep, against: Sequence[PointRuns | None]) -> list[str]:
+    """What each point needs to reach its baseline's final held-out loss."""
+    distinct = {id(baseline): baseline for baseline in against if baseline is not None}
+    body = []
+    for point, baseline in zip(sweep.points, against, strict=True):
+        if id(point) in distinct or not point.runs:
+            continue
+        name = baseline.label if baseline else "none in the sweep"
+        body.append([point.label, name, *_need(savings(point, baseline) if baseline else [])])
+    header = ["point", "baseline", "reached by", "fewer steps", "fewer FLOPs", "less time"]
+    return [
+        "## To the baseline's held-out loss",
+        "\n".join(rows(header, body)),
+        "Each run against the baseline's run of the same seed; where there is none, against the baseline's mean. Mean "
+        "and range over the runs that reach the baseline's final loss. Below 1x is more, not fewer.",
+    ]
+
+
+def _need(found: list[Saving | None]) -> list[str]:
+    reached = [saving for saving in found if saving is not None]
+    if not found:
+        return ["the baseline has no final loss", "-", "-", "-"]
+    if not reached:
+        return ["not reached", "-", "-", "-"]
+    return [f"{len(reached)} of {len(found)}", *(_spread(values) for values in zip(*reached, strict=True))]
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{np.mean(values):.2f}x"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
+
+
+def unfinished(sweep: Sweep) -> list[str]:
+    """The cells that the figures do not hold, and why."""
+    body = [[cell.name, cell.status, cell.error or "-"] for cell in sweep.cells if cell.status != "finished"]
+    return ["## Cells that are not finished", "\n".join(rows(["cell", "status", "error"], body))] if body else []

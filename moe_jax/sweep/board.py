@@ -1,0 +1,104 @@
+"""The live table of a sweep in the terminal; elsewhere a line for every cell that starts or ends."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from moe_jax.sweep.cells import Cell
+from moe_jax.sweep.ledger import FAILED, FINISHED, Ledger
+from moe_jax.sweep.scheduler import Running, Scheduler
+from moe_jax.train.metrics import last_line
+from moe_jax.train.progress import duration, quantity
+
+REFRESH_SECONDS = 1.0
+ROWS = 30
+STYLES = {FINISHED: "green", FAILED: "red", "running": "cyan"}
+
+
+class Board:
+    """Shows what `scheduler` does; call `refresh` as often as you like."""
+
+    def __init__(self, ledger: Ledger, scheduler: Scheduler, slots: int, console: Console | None = None):
+        self._ledger, self._scheduler, self._slots = ledger, scheduler, slots
+        self._console = console or Console(stderr=True)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._told = {cell.name: ledger.status(cell) for cell in ledger.cells}
+        self._next = 0.0
+
+    def __enter__(self) -> "Board":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._next = 0.0
+        self.refresh()
+        if self._live:
+            self._live.stop()
+
+    def refresh(self) -> None:
+        """Draws anew, at most once in `REFRESH_SECONDS`."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + REFRESH_SECONDS
+        running = {r.cell.name: r for r in self._scheduler.running.values()}
+        status = {c.name: "running" if c.name in running else self._ledger.status(c) for c in self._ledger.cells}
+        if self._live:
+            self._live.update(self.table(status, running), refresh=True)
+        else:
+            self._tell(status)
+
+    def table(self, status: Mapping[str, str], running: Mapping[str, Running]) -> Table:
+        """The cells that run, then those that failed, then the rest, with what they report."""
+        table = Table(caption=self._summary(status), caption_justify="left")
+        for name in ("cell", "status", "step", "loss", "held-out", "tokens/s", "time"):
+            table.add_column(name, justify="left" if name in ("cell", "status") else "right", no_wrap=True)
+        order = ("running", FAILED)
+        rank = lambda cell: order.index(status[cell.name]) if status[cell.name] in order else len(order)
+        cells = sorted(self._ledger.cells, key=rank)
+        for cell in cells[:ROWS]:
+            table.add_row(
+                *self._row(cell, status[cell.name], running.get(cell.name)), style=STYLES.get(status[cell.name])
+            )
+        return table
+
+    def _row(self, cell: Cell, status: str, running: Running | None) -> list[str]:
+        if status == FAILED:
+            return [cell.name, status, self._ledger.error(cell)]
+        folder = self._ledger.workdir(cell.name)
+        train, heldout = last_line(folder, "train/loss"), last_line(folder, "eval/loss")
+        return [
+            cell.name,
+            status,
+            f"{int(train.get('step', 0))}/{cell.run.train.steps}",
+            f"{train['train/loss']:.4f}" if train else "",
+            f"{heldout['eval/loss']:.4f}" if heldout else "",
+            quantity(train["train/tokens_per_second"]) if train else "",
+            duration(time.monotonic() - running.since) if running else "",
+        ]
+
+    def _summary(self, status: Mapping[str, str]) -> str:
+        counts = Counter(status.values())
+        total = ", ".join(f"{counts[name]} {name}" for name in sorted(counts))
+        done = [
+            self._scheduler.wall_seconds[name] for name, s in status.items() if name in self._scheduler.wall_seconds
+        ]
+        left = len(status) - counts[FINISHED] - counts[FAILED]
+        if not done or not left:
+            return total
+        return f"{total}; about {duration(left * sum(done) / len(done) / self._slots)} left"
+
+    def _tell(self, status: Mapping[str, str]) -> None:
+        for cell in self._ledger.cells:
+            now = status[cell.name]
+            if now != self._told[cell.name]:
+                self._told[cell.name] = now
+                detail = f": {self._ledger.error(cell)}" if now == FAILED else ""
+                self._console.print(f"{now}  {cell.name}{detail}", highlight=False, soft_wrap=True)
+                if now in (FINISHED, FAILED):
+                    self._console.print(self._summary(status), highlight=False, soft_wrap=True)

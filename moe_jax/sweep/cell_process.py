@@ -1,0 +1,34 @@
+"""The process of one cell: `python -m moe_jax.sweep.cell_process --workdir=SWEEP/cells/NAME`."""
+
+import os
+import signal
+import sys
+import threading
+
+from absl import flags
+
+from moe_jax import cli
+from moe_jax.sweep.run_cell import run_cell
+
+CORES = flags.DEFINE_list("cores", None, "CPU cores to stay on; default: all.")
+STOP_WITH_PARENT = flags.DEFINE_bool("stop_with_parent", False, "Checkpoint and stop once standard input ends.")
+
+
+def main() -> int:
+    """Settles the process, then runs the cell."""
+    if STOP_WITH_PARENT.value:
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
+    if CORES.value:
+        os.sched_setaffinity(0, {int(core) for core in CORES.value})  # before JAX starts its threads
+    return run_cell(cli.workdir())
+
+
+def _stop_with_parent() -> None:
+    """The parent holds the other end of standard input: it ends when the parent does, also by SIGKILL."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    cli.define_workdir_flag()
+    cli.main(main)

@@ -1,0 +1,90 @@
+"""Cells: the runs of a sweep, named after what distinguishes them, and checked before the first one starts."""
+
+import collections
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from moe_jax.config.resolve import ConfigError, check_field, resolve
+from moe_jax.config.schema import RunConfig, flatten, identity
+from moe_jax.sweep.derive import with_fields
+from moe_jax.sweep.design import Point, Sweep
+
+MAX_NAME = 120  # characters
+
+
+class Cell(NamedTuple):
+    """One run of a sweep."""
+
+    name: str  # also of its work directory
+    point: Point  # the swept fields, without the seed
+    run: RunConfig
+    twin: str | None  # an earlier cell that trains the same, differing in evaluation only
+
+    def fields(self) -> dict[str, Any]:
+        """The whole configuration, flattened, as JSON gives it back."""
+        return json.loads(json.dumps(flatten(self.run)))
+
+
+def make_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: int) -> tuple[list[Cell], dict[str, str]]:
+    """The cells that can run, and for those that cannot {name: why}.
+
+    Raises ValueError for what is wrong with the sweep as a whole: a field that does not exist, no points, a cell twice.
+    """
+    points = [dict(point) for point in sweep.points]
+    _check(points, sweep.seeds)
+    derived = points
+    for derive in sweep.derive:
+        derived = derive(base, derived)
+    cells, invalid, trained = [], {}, {}
+    for point, all_fields in zip(points, derived, strict=True):
+        for seed in sweep.seeds:
+            name = name_of({**point, "seed": seed})
+            try:
+                run = resolve(with_fields(base, {**all_fields, "seed": seed}), num_devices)
+            except ConfigError as error:
+                invalid[name] = str(error)
+                continue
+            same_training = json.dumps([identity(run), run.train.steps])
+            cells.append(Cell(name, point, run, trained.get(same_training)))
+            trained.setdefault(same_training, name)
+    return cells, invalid
+
+
+def name_of(fields: Point) -> str:
+    """A name for a file system and for TensorBoard: "capacity_factor=1.25,num_experts=8,seed=0"."""
+    name = ",".join(f"{_short(field)}={value}" for field, value in fields.items())
+    safe = re.sub(r"[^\w.,=+-]", "_", name)
+    if safe == name and len(name) <= MAX_NAME:
+        return name
+    digest = hashlib.sha256(json.dumps(list(fields.items()), default=str).encode()).hexdigest()[:8]
+    return f"{safe[:MAX_NAME]}_{digest}"
+
+
+def _short(field: str) -> str:
+    """The field without its section, where no other section has one of that name."""
+    last = field.rsplit(".", 1)[-1]
+    return last if _FIELDS_OF_NAME[last] == 1 else field
+
+
+_FIELDS_OF_NAME = collections.Counter(name.rsplit(".", 1)[-1] for name in flatten(RunConfig()))
+
+
+def _check(points: Sequence[Point], seeds: Sequence[int]) -> None:
+    if not points or not seeds:
+        raise ValueError("the sweep has no points or no seeds: give Sweep at least one of each")
+    for point in points:
+        for name in point:
+            check_field(name)
+        if "seed" in point:
+            raise ValueError(
+                "seed is swept as a field: give the seeds to Sweep(seeds=...), the report averages over them"
+            )
+    names = collections.Counter(name_of({**point, "seed": seed}) for point in points for seed in seeds)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(f"the sweep has the cell {twice[0]} {names[twice[0]]} times: leave the others out")

@@ -1,0 +1,98 @@
+"""Fields that follow from the swept ones, so that cells stay comparable. Each returns a function for `Sweep.derive`."""
+
+from collections.abc import Callable
+
+import ml_collections
+
+from moe_jax.config.capacity import capacity
+from moe_jax.config.counting import Counts, count
+from moe_jax.config.resolve import ConfigError, resolve
+from moe_jax.config.schema import RunConfig
+from moe_jax.sweep.design import Derivation, Point
+
+
+def with_fields(base: ml_collections.ConfigDict, point: Point) -> ml_collections.ConfigDict:
+    """A copy of `base` with the fields of `point`, whatever their types: `resolve` checks them."""
+    config = ml_collections.ConfigDict(base, type_safe=False)
+    for name, value in point.items():
+        section, _, field = name.rpartition(".")
+        (config[section] if section else config)[field] = value
+    return config
+
+
+def fixed_group(min_slots: int = 32) -> Derivation:
+    """One `moe.group_size` for all cells: the smallest power of two with which each has C >= `min_slots` in training.
+
+    Drops depend on the group, so a sweep that lets it vary compares two things at once; and with few slots an expert
+    drops tokens however well the router balances.
+    """
+
+    def derive(base: ml_collections.ConfigDict, points: list[Point]) -> list[Point]:
+        runs = [run for run in (_resolved(base, point) for point in points) if run and run.moe.num_experts]
+        if not runs:
+            return points
+        tokens = min(_tokens_on_device(run) for run in runs)
+        size = 1
+        while any(_slots(run, size) < min_slots for run in runs):
+            size *= 2
+            if tokens % size:
+                fewest = min(runs, key=lambda run: _slots(run, tokens))
+                raise ConfigError(
+                    f"no moe.group_size up to the {tokens} tokens of a device gives an expert {min_slots} slots at "
+                    f"moe.num_experts={fewest.moe.num_experts}, moe.capacity_factor={fewest.moe.capacity_factor}: "
+                    "raise data.batch_size, or leave such cells out"
+                )
+        return [{**point, "moe.group_size": size} for point in points]
+
+    return derive
+
+
+def equal_flops(to: Point, multiple_of: int = 1) -> Derivation:
+    """Sets the feed-forward's hidden size (dense or of each expert) so that the FLOPs per token are those of the base
+    config with the fields `to`: the size nearest to it, a multiple of `multiple_of`. The router counts too, so many
+    experts are paid for with narrower ones.
+    """
+    return _width(to, lambda counts: counts.flops_per_token, multiple_of)
+
+
+def equal_total_params(to: Point, multiple_of: int = 1) -> Derivation:
+    """Like `equal_flops`, for the number of parameters: more experts, each smaller."""
+    return _width(to, lambda counts: counts.total_params, multiple_of)
+
+
+def _width(to: Point, measure: Callable[[Counts], int], multiple_of: int) -> Derivation:
+    def derive(base: ml_collections.ConfigDict, points: list[Point]) -> list[Point]:
+        goal = measure(count(resolve(with_fields(base, {**to, **_ONE_DEVICE}))))
+        return [{**point, **_nearest(base, point, goal)} for point in points]
+
+    def _nearest(base: ml_collections.ConfigDict, point: Point, goal: int) -> Point:
+        run = _resolved(base, point)
+        if run is None:
+            return {}  # found and named when the cells are checked
+        field = "moe.d_ff" if run.moe.num_experts else "model.d_ff"
+        at = lambda width: measure(count(resolve(with_fields(base, {**point, **_ONE_DEVICE, field: width}))))
+        one, two = at(multiple_of), at(2 * multiple_of)  # linear in the width
+        widths = max(1, round(1 + (goal - one) / (two - one)))
+        return {field: widths * multiple_of}
+
+    return derive
+
+
+_ONE_DEVICE = {"mesh.data": 1, "mesh.fsdp": 1, "mesh.expert": 1, "mesh.tensor": 1}
+
+
+def _resolved(base: ml_collections.ConfigDict, point: Point) -> RunConfig | None:
+    """None where the point cannot run, or not with the base config's group size."""
+    try:
+        return resolve(with_fields(base, {**point, **_ONE_DEVICE, "moe.group_size": 1, "moe.exchange_chunks": 1}))
+    except ConfigError:
+        return None
+
+
+def _tokens_on_device(run: RunConfig) -> int:
+    return run.data.batch_size // run.train.accumulate * run.data.sequence_length
+
+
+def _slots(run: RunConfig, group_size: int) -> int:
+    moe = run.moe
+    return capacity(moe.capacity_factor, moe.top_k, group_size, moe.num_experts)

@@ -1,0 +1,133 @@
+"""Where cells run: processes on this machine, or jobs of a cluster through submitit."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from moe_jax.sweep.run_cell import run_cell
+
+
+class Handle(Protocol):
+    """A cell that was started."""
+
+    def poll(self) -> int | None:
+        """The exit code (negative: the signal that killed it), or None while it runs."""
+
+    def stop(self) -> None:
+        """Asks it to checkpoint and end."""
+
+
+class Launcher(Protocol):
+    """Starts cells; the scheduler keeps no more than one a slot alive."""
+
+    def start(self, workdir: Path, slot: int) -> Handle:
+        """Starts the cell in `workdir`."""
+
+
+class LocalProcesses:
+    """Processes of this machine: slot i gets the i-th part of the CPU cores, and of the GPUs if those are listed in
+    CUDA_VISIBLE_DEVICES. They stop, checkpointed, when this process dies.
+    """
+
+    def __init__(self, slots: int):
+        self._slots = slots
+
+    def start(self, workdir: Path, slot: int) -> Handle:
+        """See `Launcher`; output goes to WORKDIR/log.txt."""
+        command = [sys.executable, "-m", "moe_jax.sweep.cell_process", f"--workdir={workdir}", "--stop_with_parent"]
+        if cores := share_of_cores(slot, self._slots):
+            command.append(f"--cores={','.join(map(str, cores))}")
+        with (workdir / "log.txt").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=share_of_gpus(slot, self._slots, os.environ),
+                start_new_session=True,  # Ctrl-C comes here alone, and is passed on in order
+            )
+        return _LocalHandle(process)
+
+    def count_devices(self) -> int:
+        """JAX devices that a cell will have; asked of a process of its own, so that none is taken here."""
+        command = [sys.executable, "-c", "import jax; print(jax.device_count())"]
+        environment = share_of_gpus(0, self._slots, os.environ)
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if answer.returncode:
+            raise ValueError(f"JAX does not start on this machine: {answer.stderr.strip().splitlines()[-1]}")
+        return int(answer.stdout.split()[-1])
+
+
+class _LocalHandle:
+    def __init__(self, process: subprocess.Popen):
+        self._process = process
+
+    def poll(self) -> int | None:
+        """See `Handle`."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """See `Handle`."""
+        self._process.terminate()
+
+
+class Submitit:
+    """Jobs that submitit submits: `cluster` is "slurm", or "local" to try the same path without a cluster."""
+
+    def __init__(self, cluster: str, folder: Path, parameters: Mapping[str, Any]):
+        import submitit  # optional: moe_jax[slurm]
+
+        self._executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
+        try:
+            self._executor.update_parameters(**parameters)
+        except (NameError, TypeError, ValueError) as error:
+            raise ValueError(f"--slurm: {error}: see submitit's AutoExecutor.update_parameters") from None
+
+    def start(self, workdir: Path, slot: int) -> Handle:
+        """See `Launcher`; output goes to submitit's folder."""
+        return _JobHandle(self._executor.submit(run_cell, workdir))
+
+
+class _JobHandle:
+    def __init__(self, job: Any):
+        self._job = job
+
+    def poll(self) -> int | None:
+        """See `Handle`; 1 for a job that ended with an exception or was lost."""
+        if not self._job.done():
+            return None
+        try:
+            return self._job.result()
+        except Exception:  # of any kind: it is told in the cell's failure.json or in submitit's logs
+            return 1
+
+    def stop(self) -> None:
+        """See `Handle`."""
+        self._job.cancel()
+
+
+def share_of_cores(slot: int, slots: int) -> list[int]:
+    """The slot's CPU cores: consecutive ones, disjoint from other slots' where there are enough; [] where the system
+    cannot pin a process.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < slots:
+        return [cores[slot % len(cores)]]
+    return cores[slot * len(cores) // slots : (slot + 1) * len(cores) // slots]
+
+
+def share_of_gpus(slot: int, slots: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment, CUDA_VISIBLE_DEVICES cut into equal parts. Raises ValueError where they do not divide."""
+    listed = [gpu for gpu in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    if len(listed) % slots:
+        raise ValueError(
+            f"--processes={slots} does not divide the {len(listed)} GPUs of CUDA_VISIBLE_DEVICES: give a divisor"
+        )
+    size = len(listed) // slots
+    own = {"CUDA_VISIBLE_DEVICES": ",".join(listed[slot * size : (slot + 1) * size])} if listed else {}
+    return {**environment, **own}

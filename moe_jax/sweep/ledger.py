@@ -1,0 +1,180 @@
+"""What a sweep's directory says: which cells it has, which are done, and with what result.
+
+    sweep.json            the cells and their configurations, written once
+    sweep.csv             one row a cell, rewritten whole whenever one ends
+    report.md, *.png      see moe_jax/analysis/sweep_report.py
+    compiled/             compiled programs, shared by the cells
+    cells/NAME/           a work directory as train.py makes it, with log.txt and, of a failed cell, failure.json
+
+The truth is in the cells' own directories: a process that dies between two writes loses nothing.
+"""
+
+import contextlib
+import csv
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from moe_jax.analysis.cells import CellResult
+from moe_jax.sweep.cells import Cell
+from moe_jax.train.workdir import SUMMARY, is_finished, make_writable, write_json
+
+FINISHED, FAILED, INTERRUPTED, PENDING = "finished", "failed", "interrupted", "pending"
+FAILURE = "failure.json"
+CELL = "cell.json"
+FREE_TO_CHANGE = ("log.", "checkpoint.", "mesh.", "data.cache_dir")  # between two starts of a sweep
+RESULTS = (
+    "steps", "train_loss", "eval_loss", "eval_bits_per_byte", "dropped_fraction", "max_violation", "tokens_per_second",
+    "training_seconds", "startup_seconds", "total_params", "active_params", "flops_per_token", "data_sha256",
+)  # fmt: skip
+
+
+class Ledger:
+    """The directory of one sweep."""
+
+    def __init__(self, directory: Path, cells: Sequence[Cell]):
+        self.directory, self.cells = directory, list(cells)
+
+    def workdir(self, name: str) -> Path:
+        """The cell's own work directory."""
+        return self.directory / "cells" / name
+
+    def open(self, add_cells: bool) -> None:
+        """Makes the directory this sweep's, or checks that it is. ValueError says what differs from what lies there."""
+        make_writable(self.directory)
+        path = self.directory / "sweep.json"
+        now = {cell.name: cell.fields() for cell in self.cells}
+        before = _read(path, now)
+        differing = _differences(before, now)
+        if differing:
+            raise ValueError(
+                f"--workdir={self.directory} holds another sweep ({'; '.join(differing)}): choose another directory, "
+                "or set the grid back"
+            )
+        added = sorted(now.keys() - before.keys())
+        if added and not add_cells:
+            raise ValueError(
+                f"--workdir={self.directory} holds a smaller sweep, without {_listed(added)}: run with --add_cells to "
+                "add them"
+            )
+        write_json(path, now)
+        for cell in self.cells:
+            self.workdir(cell.name).mkdir(parents=True, exist_ok=True)
+            write_json(self.workdir(cell.name) / CELL, {"fields": cell.fields(), "twin": cell.twin})
+
+    def status(self, cell: Cell) -> str:
+        """From the files of the cell alone."""
+        folder = self.workdir(cell.name)
+        if is_finished(folder, cell.run.train.steps):
+            return FINISHED
+        if (folder / FAILURE).exists():
+            return FAILED
+        return INTERRUPTED if (folder / "config.json").exists() else PENDING
+
+    def error(self, cell: Cell) -> str:
+        """Why a failed cell failed; "" for others."""
+        if self.status(cell) != FAILED:
+            return ""
+        return json.loads((self.workdir(cell.name) / FAILURE).read_text())["error"]
+
+    def fail(self, cell: Cell, error: str) -> None:
+        """Records that the cell failed, where its own process could not."""
+        write_json(self.workdir(cell.name) / FAILURE, {"error": error})
+
+    def forget_failure(self, cell: Cell) -> None:
+        """A failed cell is tried again by the next start of the sweep."""
+        (self.workdir(cell.name) / FAILURE).unlink(missing_ok=True)
+
+    def results(self) -> list[CellResult]:
+        """All cells, for the report."""
+        return [
+            CellResult(c.name, c.point, c.run.seed, self.status(c), self.error(c), self.workdir(c.name))
+            for c in self.cells
+        ]
+
+    def write_csv(self, wall_seconds: Mapping[str, float]) -> None:
+        """Writes sweep.csv anew: rows of cells that ended, also of those that another shard has run.
+
+        `wall_seconds`: of the cells that ended here, from the start of the process to its end, all attempts.
+        """
+        with locked(self.directory / "sweep.csv.lock"):
+            path = self.directory / "sweep.csv"
+            earlier = {row["cell"]: row for row in csv.DictReader(path.open())} if path.exists() else {}
+            fields = list(dict.fromkeys(name for cell in self.cells for name in cell.point))
+            columns = ["cell", *fields, "seed", "status", "error", *RESULTS, "wall_seconds"]
+            draft = path.with_suffix(".csv.partial")
+            with draft.open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                for cell in self.cells:
+                    if self.status(cell) in (FINISHED, FAILED):
+                        seconds = wall_seconds.get(cell.name) or earlier.get(cell.name, {}).get("wall_seconds", "")
+                        writer.writerow(self._row(cell) | {"wall_seconds": seconds})
+            os.replace(draft, path)
+
+    def _row(self, cell: Cell) -> dict[str, Any]:
+        status = self.status(cell)
+        row = {"cell": cell.name, **cell.point, "seed": cell.run.seed, "status": status, "error": self.error(cell)}
+        if status == FINISHED:
+            summary = json.loads((self.workdir(cell.name) / SUMMARY).read_text())
+            row |= {name: summary[name] for name in RESULTS}
+        return row
+
+
+def _read(path: Path, default: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text()) if path.exists() else default
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read ({error}): put it back, or choose another --workdir") from None
+
+
+def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[str]:
+    """Changed fields, once each, and cells that are gone."""
+    changed: dict[str, str] = {}
+    for name in before.keys() & now.keys():
+        for field, value in now[name].items():
+            if before[name].get(field) != value and not field.startswith(FREE_TO_CHANGE):
+                changed.setdefault(field, f"{field} was {before[name].get(field)!r}, is {value!r} in {name}")
+    gone = sorted(before.keys() - now.keys())
+    return list(changed.values()) + ([f"gone: {_listed(gone)}"] if gone else [])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+@contextlib.contextmanager
+def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[TextIO]:
+    """Holds a lock file; with `wait` false raises BlockingIOError, its text the holder, where another process has it.
+
+    The system lets go of it when the process dies, however it dies.
+    """
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise BlockingIOError(holder) from None
+    with file:
+        if not shared:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        yield file
+
+
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock file."""
+    if not path.exists():
+        return False
+    try:
+        with locked(path, wait=False):
+            return False
+    except BlockingIOError:
+        return True

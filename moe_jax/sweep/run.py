@@ -1,0 +1,105 @@
+"""A sweep from its first cell to its report."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import ml_collections
+from absl import logging
+
+from moe_jax.analysis.sweep_report import write_report
+from moe_jax.config.schema import DataConfig
+from moe_jax.sweep.board import Board
+from moe_jax.sweep.cells import Cell, make_cells
+from moe_jax.sweep.derive import with_fields
+from moe_jax.sweep.design import Sweep
+from moe_jax.sweep.launchers import Launcher
+from moe_jax.sweep.ledger import FINISHED, Ledger, locked
+from moe_jax.sweep.scheduler import Scheduler
+from moe_jax.train.signals import StopRequest
+
+SMOKE_CELLS = 4
+SMOKE = {
+    "train.steps": 20, "train.warmup_steps": 5, "train.decay_steps": 5, "eval.every": 10, "eval.batches": 1,
+    "log.every": 5, "checkpoint.every": 10, "data.source": DataConfig().source, "data.weights": (),
+    "data.max_bytes": 1_000_000,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """Every `count`-th cell, from the `index`-th on: one job of a job array."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, cells: Sequence[Cell]) -> list[Cell]:
+        """This shard's cells; twins stay together."""
+        firsts = [cell.name for cell in cells if cell.twin is None]
+        own = set(firsts[self.index :: self.count])
+        return [cell for cell in cells if (cell.twin or cell.name) in own]
+
+
+def checked_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: int) -> list[Cell]:
+    """The sweep's cells; raises ValueError, listing every cell that cannot run, if there is one."""
+    cells, invalid = make_cells(sweep, base, num_devices)
+    if invalid:
+        for name, why in invalid.items():
+            logging.error("%s: %s", name, why)
+        first = next(iter(invalid))
+        raise ValueError(
+            f"{len(invalid)} of {len(cells) + len(invalid)} cells cannot run, and none was started. {first}: "
+            f"{invalid[first]}"
+        )
+    return cells
+
+
+def smoke(sweep: Sweep, base: ml_collections.ConfigDict) -> tuple[Sweep, ml_collections.ConfigDict]:
+    """At least four cells spread over the sweep, 20 steps each on the text at hand: does all of it run?"""
+    swept = {name for point in sweep.points for name in point}
+    base = with_fields(base, {name: value for name, value in SMOKE.items() if name not in swept})
+    count = min(SMOKE_CELLS, len(sweep.points))
+    spread = [sweep.points[i * (len(sweep.points) - 1) // max(count - 1, 1)] for i in range(count)]
+    seeds = range(-(-SMOKE_CELLS // count))
+    return dataclasses.replace(sweep, points=spread, seeds=tuple(seeds)), base
+
+
+def run_sweep(
+    ledger: Ledger, launcher: Launcher, slots: int, *, shard: Shard = Shard(), retries: int = 1, add_cells: bool = False
+) -> int:
+    """Runs this shard's cells. Returns the exit code: 0, 1 if a cell failed, 128 + the signal that ended it early."""
+    with _only_one(ledger, shard), StopRequest() as stop:
+        ledger.open(add_cells)
+        own = shard.of(ledger.cells)
+        scheduler = Scheduler(ledger, launcher, slots, retries)
+        with Board(ledger, scheduler, slots) as board:
+            scheduler.run(own, stop, board.refresh)
+        ledger.write_csv(scheduler.wall_seconds)
+    if stop.signal:
+        logging.warning("Stopped by signal %d; the same command continues", stop.signal)
+        return stop.exit_code
+    return int(any(ledger.status(cell) != FINISHED for cell in own))
+
+
+def report(ledger: Ledger, title: str, baseline: dict | None) -> Path:
+    """Writes the report of the cells that are finished; raises ValueError where none is."""
+    return write_report(ledger.directory, title, ledger.results(), baseline)
+
+
+@contextlib.contextmanager
+def _only_one(ledger: Ledger, shard: Shard) -> Iterator[None]:
+    """Shards share the directory; nobody else does."""
+    ledger.directory.mkdir(parents=True, exist_ok=True)
+    whole = shard.count == 1
+    try:
+        with (
+            locked(ledger.directory / "sweep.lock", shared=not whole, wait=False),
+            locked(ledger.directory / f"shard_{shard.index}_of_{shard.count}.lock", wait=False),
+        ):
+            yield
+    except BlockingIOError as held:
+        raise ValueError(
+            f"--workdir={ledger.directory}: another sweep runs here ({held or 'a shard'}): wait for it, or choose "
+            "another directory"
+        ) from None

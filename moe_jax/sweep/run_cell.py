@@ -1,0 +1,75 @@
+"""One cell: trains what its cell.json describes. An error is recorded in failure.json, beside the run."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from moe_jax.config.resolve import resolve
+from moe_jax.config.schema import RunConfig, identity
+from moe_jax.sweep.ledger import CELL, FAILURE, is_held, locked
+from moe_jax.train import report, workdir
+from moe_jax.train.loop import train
+from moe_jax.train.metrics import MetricsWriter
+
+
+def run_cell(directory: Path) -> int:
+    """Trains the cell in `directory`; returns the exit code of `train`. Waits where another process is still at it."""
+    lock = directory / "cell.lock"
+    if is_held(lock):
+        logging.info("Another process is at this cell; waiting for its end")
+    with locked(lock):
+        cell = json.loads((directory / CELL).read_text())
+        _share_compiled_programs(directory.parent.parent / "compiled")
+        run = None
+        try:
+            run = resolve(unflatten(cell["fields"]), jax.device_count())
+            if cell["twin"]:
+                adopt(directory.parent / cell["twin"], directory)
+            return train(run, directory)
+        except Exception as error:
+            message = " ".join(str(error).split()) or type(error).__name__
+            workdir.write_json(directory / FAILURE, {"error": message, "kind": type(error).__name__})
+            _show_failure(directory, run)
+            raise
+
+
+def unflatten(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model.d_model": 64} as {"model": {"d_model": 64}}."""
+    tree: dict[str, Any] = {}
+    for name, value in fields.items():
+        section, _, field = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[field] = value
+    return tree
+
+
+def adopt(twin: Path, directory: Path) -> None:
+    """Starts an empty cell from the finished training of its twin: what is left to do is the last evaluation.
+
+    The twin's evaluations during training stay with it: they were made by its own rules.
+    """
+    if (directory / workdir.CONFIG).exists():
+        return
+    shutil.copytree(twin / "checkpoints", directory / "checkpoints", dirs_exist_ok=True)
+    lines = (twin / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if "eval/loss" not in json.loads(line)]
+    (directory / "metrics.jsonl").write_text("".join(f"{line}\n" for line in kept))
+
+
+def _share_compiled_programs(folder: Path) -> None:
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _show_failure(directory: Path, run: RunConfig | None) -> None:
+    """A run that failed before it wrote anything still appears in TensorBoard's HPARAMS, as failed."""
+    if run is None or (directory / "tensorboard").exists():
+        return
+    with MetricsWriter(directory) as writer:
+        writer.hparams(report.hparams(identity(run)), report.HPARAMS_METRICS)
+        writer.finish("failure", {})

@@ -1,0 +1,97 @@
+"""Which cell runs when: a queue, a number of slots, and what to do when a cell ends."""
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from moe_jax.sweep.cells import Cell
+from moe_jax.sweep.launchers import Handle, Launcher
+from moe_jax.sweep.ledger import FAILED, FINISHED, Ledger
+from moe_jax.train.signals import StopRequest
+
+POLL_SECONDS = 0.2
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that a signal ended, checkpointed
+
+
+class Running(NamedTuple):
+    """A cell in its slot."""
+
+    cell: Cell
+    handle: Handle
+    since: float  # time.monotonic()
+
+
+class Scheduler:
+    """Runs cells, each until it is finished or has failed.
+
+    A cell that was killed (out of memory, a lost node) is started again, `retries` times; one that raised an error is
+    not. A cell with a twin waits for it, and fails with it.
+    """
+
+    def __init__(self, ledger: Ledger, launcher: Launcher, slots: int, retries: int):
+        self._ledger, self._launcher, self._retries = ledger, launcher, retries
+        self._free = list(range(slots))
+        self._attempts: dict[str, int] = {}
+        self.running: dict[int, Running] = {}
+        self.wall_seconds: dict[str, float] = {}  # by cell, all attempts here
+
+    def run(self, cells: Sequence[Cell], stop: StopRequest, watch: Callable[[], None]) -> None:
+        """Runs the `cells` that are not finished; `watch` is called several times a second. On a stop request the
+        running ones are asked to checkpoint, and waited for.
+        """
+        waiting = [cell for cell in cells if self._ledger.status(cell) != FINISHED]
+        for cell in waiting:
+            self._ledger.forget_failure(cell)
+        asked = False
+        while self.running or (waiting and not stop.signal):
+            if stop.signal and not asked:
+                asked = True
+                for running in self.running.values():
+                    running.handle.stop()
+            while self._free and not stop.signal and (cell := self._next(waiting)):
+                waiting.remove(cell)
+                self._start(cell)
+            watch()
+            time.sleep(POLL_SECONDS)
+            for slot, running in list(self.running.items()):
+                code = running.handle.poll()
+                if code is not None:
+                    waiting += self._ended(slot, running, code, retry=not asked)
+                    self._ledger.write_csv(self.wall_seconds)
+        watch()
+
+    def _next(self, waiting: list[Cell]) -> Cell | None:
+        """The first cell that can start now; a cell whose twin failed is failed and left out."""
+        by_name = {cell.name: cell for cell in self._ledger.cells}
+        busy = {running.cell.name for running in self.running.values()} | {cell.name for cell in waiting}
+        for cell in list(waiting):
+            twin = None if cell.twin is None else by_name[cell.twin]
+            if twin is None or self._ledger.status(twin) == FINISHED:
+                return cell
+            if twin.name not in busy and self._ledger.status(twin) == FAILED:
+                self._ledger.fail(cell, f"{twin.name}, which trains the same, failed")
+                waiting.remove(cell)
+        return None
+
+    def _start(self, cell: Cell) -> None:
+        slot = self._free.pop(0)
+        self._attempts[cell.name] = self._attempts.get(cell.name, 0) + 1
+        handle = self._launcher.start(self._ledger.workdir(cell.name), slot)
+        self.running[slot] = Running(cell, handle, time.monotonic())
+
+    def _ended(self, slot: int, running: Running, code: int, retry: bool) -> list[Cell]:
+        """Frees the slot and records the end; returns the cell if it is to be tried again."""
+        del self.running[slot]
+        self._free.append(slot)
+        cell = running.cell
+        seconds = time.monotonic() - running.since
+        self.wall_seconds[cell.name] = self.wall_seconds.get(cell.name, 0.0) + seconds
+        killed = code < 0 or code in STOPPED
+        if self._ledger.status(cell) in (FINISHED, FAILED) or (killed and not retry):
+            return []
+        if killed and self._attempts[cell.name] <= self._retries:
+            return [cell]
+        reason = f"killed by signal {-code} (9: often out of memory)" if code < 0 else f"ended with exit code {code}"
+        self._ledger.fail(cell, f"{reason}: its log has more; start the sweep again to go on with it")
+        return []
