@@ -15,6 +15,7 @@ from moe_jax.config.schema import MeshConfig, MoEConfig
 from moe_jax.models.decoder import fan_in_init
 from moe_jax.moe.balance import balance_loss
 from moe_jax.moe.layer import MoELayer
+from moe_jax.moe.router import plain_tokens
 from moe_jax.moe.stats import routing_stats
 from moe_jax.parallel.mesh import make_mesh
 
@@ -63,7 +64,7 @@ def whole_layer(layer: MoELayer, x: Float[Array, "1 T D"]):
     graphdef, weights = nnx.split(layer)
 
     def loss(weights, x):
-        y, sums = nnx.merge(graphdef, weights)(x, jnp.ones(x.shape[:2], bool), None, True)
+        y, sums = nnx.merge(graphdef, weights)(x, plain_tokens(x.shape[:2]), True)
         return jnp.sum(jnp.square(y)) + balance_loss(sums)
 
     return _compiled(_on_one_device(loss), weights, x)
@@ -131,7 +132,7 @@ def _dropped(layer: MoELayer, x: Float[Array, "1 T D"]) -> float:
     graphdef, weights = nnx.split(layer)
 
     def forward(weights, x):
-        _, sums = nnx.merge(graphdef, weights)(x, jnp.ones(x.shape[:2], bool), None, True)
+        _, sums = nnx.merge(graphdef, weights)(x, plain_tokens(x.shape[:2]), True)
         return sums
 
     return float(routing_stats(jax.jit(_on_one_device(forward))(weights, x)).dropped)

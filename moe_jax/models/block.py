@@ -13,6 +13,7 @@ from moe_jax.config.schema import RunConfig
 from moe_jax.models.attention import Attention
 from moe_jax.moe.feed_forward import FeedForward
 from moe_jax.moe.layer import EXCHANGED, MoELayer
+from moe_jax.moe.router import TokenInfo
 from moe_jax.moe.stats import RoutingSums
 from moe_jax.parallel.collectives import sum_over, varying
 from moe_jax.parallel.mesh import TENSOR
@@ -28,9 +29,11 @@ REMAT = {
 class Context(NamedTuple):
     """What every layer may look at besides the residual stream."""
 
+    tokens: Int[Array, "B L"]  # their ids
     valid: Bool[Array, "B L"]  # False: padding
     documents: Int[Array, "B L"] | None  # attention stays within equal numbers; None: it may cross
     keys: Key[Array, "G"] | None  # noise of this device's groups; None: no noise (evaluation)
+    step: Int[Array, ""]  # of training
 
 
 class RMSNorm(nnx.Module):
@@ -62,13 +65,14 @@ class Block(nnx.Module):
             self.feed_forward = FeedForward(model.d_model, model.d_ff, model.activation, init, rngs, dtype)
 
     def __call__(
-        self, x: Float[Array, "B L D"], context: Context, keys: Key[Array, "G"] | None, train: bool
+        self, x: Float[Array, "B L D"], context: Context, train: bool
     ) -> tuple[Float[Array, "B L D"], RoutingSums | None]:
-        """`keys`: those of `context`, folded with this layer's index."""
+        """`context.keys`: those of the layer."""
         x = x + sum_over(self.attention(self.norm_attention(x), context.documents), [TENSOR])
         normed = self.norm_feed_forward(x)
         if self.is_moe:
-            y, sums = self.moe(normed, context.valid, keys, train)
+            info = TokenInfo(context.tokens, context.valid, context.keys, context.step)
+            y, sums = self.moe(normed, info, train)
             return x + y, sums
         return x + sum_over(self.feed_forward(varying(normed, [TENSOR])), [TENSOR]), None
 
@@ -104,9 +108,8 @@ class Segment(nnx.Module):
 
 def _apply(graphdef: nnx.GraphDef, remat: str, train: bool):
     def apply(weight: PyTree, x: Array, context: Context, layer: Int[Array, ""]):
-        keys = (
-            context.keys if context.keys is None else jax.vmap(lambda key: jax.random.fold_in(key, layer))(context.keys)
-        )
-        return nnx.merge(graphdef, weight)(x, context, keys, train)
+        if context.keys is not None:
+            context = context._replace(keys=jax.vmap(lambda key: jax.random.fold_in(key, layer))(context.keys))
+        return nnx.merge(graphdef, weight, copy=True)(x, context, train)
 
     return apply if remat == "none" else jax.checkpoint(apply, policy=REMAT[remat], prevent_cse=False)

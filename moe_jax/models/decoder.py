@@ -1,5 +1,7 @@
 """The decoder-only language model."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,6 +16,14 @@ from moe_jax.moe.stats import RoutingSums
 from moe_jax.parallel.collectives import index_over
 from moe_jax.parallel.mesh import TENSOR, TOKEN_AXES
 from moe_jax.parallel.sharding import gather, param
+
+
+class Text(NamedTuple):
+    """What the model reads."""
+
+    tokens: Int[Array, "B L"]
+    documents: Int[Array, "B L"]  # the number of each token's document, 0 for padding
+    step: Int[Array, ""]  # of training, for schedules inside the model
 
 
 class Decoder(nnx.Module):
@@ -39,21 +49,23 @@ class Decoder(nnx.Module):
             self.head = param(rngs, (model.d_model, model.vocab_size), ("embed", "vocab"), init, dtype)
 
     def hidden(
-        self, inputs: Int[Array, "B L"], documents: Int[Array, "B L"], key: Key[Array, ""] | None, train: bool
+        self, text: Text, key: Key[Array, ""] | None, train: bool
     ) -> tuple[Float[Array, "B L D"], RoutingSums | None]:
         """Normalised output of the last layer, and this device's routing sums, [M, ...] in the order of layers.
 
-        `documents`: the number of each token's document, 0 for padding. `key`: for noise in training, or None.
+        `key`: for noise in training, or None.
         """
         run, dtype = self.run, jnp.dtype(self.run.model.dtype)
         context = Context(
-            valid=documents > 0,
-            documents=documents if run.data.mask_documents else None,
-            keys=None if key is None else _group_keys(key, inputs.size // run.moe.group_size),
+            tokens=text.tokens,
+            valid=text.documents > 0,
+            documents=text.documents if run.data.mask_documents else None,
+            keys=None if key is None else _group_keys(key, text.tokens.size // run.moe.group_size),
+            step=text.step,
         )
         # Looked up in float32 so that the gradients of a frequent token are added up in it.
         table = gather(self.embedding, dtype).astype(jnp.promote_types(dtype, jnp.float32))
-        x = jnp.take(table, inputs, axis=0).astype(dtype)
+        x = jnp.take(table, text.tokens, axis=0).astype(dtype)
         sums = []
         for segment in self.segments:
             x, by_place = segment(x, context, train)
@@ -61,16 +73,11 @@ class Decoder(nnx.Module):
         return self.norm(x), jax.tree.map(lambda *parts: jnp.concatenate(parts), *sums) if sums else None
 
     def negative_log_likelihood(
-        self,
-        inputs: Int[Array, "B L"],
-        targets: Int[Array, "B L"],
-        documents: Int[Array, "B L"],
-        key: Key[Array, ""] | None,
-        train: bool,
+        self, text: Text, targets: Int[Array, "B L"], key: Key[Array, ""] | None, train: bool
     ) -> tuple[Float[Array, "B"], RoutingSums | None]:
         """Nats of each sequence's targets, summed over valid positions, and this device's routing sums."""
-        x, sums = self.hidden(inputs, documents, key, train)
-        return cross_entropy(x, self._head(x.dtype), targets, documents > 0, self.run.model.loss_chunk), sums
+        x, sums = self.hidden(text, key, train)
+        return cross_entropy(x, self._head(x.dtype), targets, text.documents > 0, self.run.model.loss_chunk), sums
 
     def _head(self, dtype) -> Float[Array, "D v"]:
         """This device's part of the output head, V cut over `tensor`."""

@@ -3,14 +3,14 @@
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Float
 
 from moe_jax.config.capacity import capacity
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.dispatch import DISPATCHERS
 from moe_jax.moe.feed_forward import Experts, FeedForward
 from moe_jax.moe.plan import make_plan
-from moe_jax.moe.router import ROUTERS
+from moe_jax.moe.router import ROUTERS, TokenInfo
 from moe_jax.moe.stats import RoutingSums, routing_sums
 from moe_jax.parallel.collectives import sum_over, varying
 from moe_jax.parallel.exchange import from_experts, to_experts
@@ -33,15 +33,16 @@ class MoELayer(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "B L D"], valid: Bool[Array, "B L"], keys: Key[Array, "G"] | None, train: bool
+        self, x: Float[Array, "B L D"], info: TokenInfo, train: bool
     ) -> tuple[Float[Array, "B L D"], RoutingSums]:
         """Output to be added to the residual stream (zeros for a token whose every choice was dropped), and statistics.
 
-        `train` picks the capacity factor; `keys`, one for each of this device's groups, give noise and may be None.
+        `train` picks the capacity factor.
         """
         moe = self.moe
         groups = x.reshape(-1, moe.group_size, x.shape[-1])
-        routing = self.router(groups, valid.reshape(-1, moe.group_size), keys)
+        in_groups = lambda a: a.reshape(-1, moe.group_size)
+        routing = self.router(groups, info._replace(ids=in_groups(info.ids), valid=in_groups(info.valid)))
         factor = moe.capacity_factor if train else moe.eval_capacity_factor
         slots = capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
         plan = make_plan(routing, slots, moe.drop_order)

@@ -16,6 +16,20 @@ from moe_jax.config.schema import MoEConfig
 from moe_jax.parallel.sharding import gather, param
 
 
+class TokenInfo(NamedTuple):
+    """What a router may look at besides the tokens' vectors. In a layer [B, L], in a router [G, T]."""
+
+    ids: Int[Array, "*T"]  # vocabulary indices
+    valid: Bool[Array, "*T"]  # False: padding
+    keys: Key[Array, "G"] | None  # noise of each group, for this layer; None: no noise (evaluation)
+    step: Int[Array, ""]  # of training
+
+
+def plain_tokens(shape: tuple[int, ...]) -> TokenInfo:
+    """Valid tokens of id 0 at step 0, without noise."""
+    return TokenInfo(jnp.zeros(shape, jnp.int32), jnp.ones(shape, bool), None, jnp.int32(0))
+
+
 class Routing(NamedTuple):
     """The decision for every token of every group: K choices in descending order of probability (rank 0 first)."""
 
@@ -49,20 +63,20 @@ class Router(nnx.Module):
         self.moe = moe
         self.weight = param(rngs, (d_model, moe.num_experts), ("embed", None), init, dtype)
 
-    def __call__(self, x: Float[Array, "G T D"], valid: Bool[Array, "G T"], keys: Key[Array, "G"] | None) -> Routing:
-        """Routes every token. `keys`: one for each group, for noise in training; None: no noise.
+    def __call__(self, x: Float[Array, "G T D"], info: TokenInfo) -> Routing:
+        """Routes every token.
 
         In float32 at the highest matmul precision, whatever the model computes in: bfloat16 logits make training
         diverge (Switch Transformer, section 2.4), and float32 matmuls are not float32 on TPU and GPU by default.
         """
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         x = x.astype(dtype)
-        if keys is not None and self.moe.jitter:
-            x = x * _per_group(_jitter(self.moe.jitter), keys, x.shape[1:], dtype)
+        if info.keys is not None and self.moe.jitter:
+            x = x * _per_group(_jitter(self.moe.jitter), info.keys, x.shape[1:], dtype)
         logits = jnp.einsum("gtd,de->gte", x, gather(self.weight, dtype), precision=lax.Precision.HIGHEST)
         probabilities = jax.nn.softmax(logits)
-        expert, gate, kept = self.select(logits, keys)
-        return Routing(expert, gate, kept & valid[..., None], valid, probabilities, logits)
+        expert, gate, kept = self.select(logits, info.keys)
+        return Routing(expert, gate, kept & info.valid[..., None], info.valid, probabilities, logits)
 
     def select(
         self, logits: Float[Array, "G T E"], keys: Key[Array, "G"] | None

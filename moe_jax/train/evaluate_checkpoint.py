@@ -29,7 +29,7 @@ def evaluate_checkpoint(run: RunConfig, directory: Path) -> None:
         )
     step = int(state.step)
     logging.info("Evaluating step %d on all held-out text", step)
-    evaluation = setup.evaluate(setup.compile_eval_step(), state.params, batches=0)
+    evaluation = setup.evaluate(setup.compile_eval_step(), state.variables, batches=0)
     baselines = {"unigram": unigram_bits_per_byte(setup.corpus), "gzip": gzip_bits_per_byte(setup.corpus)}
     workdir.write_json(
         directory / "eval.json",

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from moe_jax.data import Batch
 from moe_jax.moe.stats import routing_stats
+from moe_jax.train.state import Variables
 from moe_jax.train.step import EvalSums
 
 
@@ -42,7 +42,10 @@ class Evaluation:
 
 
 def evaluate(
-    eval_step: Callable[[PyTree, Batch], EvalSums], params: PyTree, batches: Iterable[Batch], domains: Sequence[str]
+    eval_step: Callable[[Variables, Batch], EvalSums],
+    variables: Variables,
+    batches: Iterable[Batch],
+    domains: Sequence[str],
 ) -> Evaluation:
     """Runs `eval_step` over `batches` (already on the mesh). Every valid target counts once, whatever batch it is in.
 
@@ -50,7 +53,7 @@ def evaluate(
     """
     total: EvalSums | None = None
     for batch in batches:
-        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(eval_step(params, batch)))
+        sums = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(eval_step(variables, batch)))
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     if total is None or not total.tokens.sum():
         raise ValueError("there is no held-out text to evaluate on: raise data.holdout_fraction")

@@ -136,7 +136,7 @@ class _Loop:
 
     def _evaluate(self, batches: int) -> Evaluation:
         with self.clock.paused(self.state):
-            evaluation = self.setup.evaluate(self.eval_step, self.state.params, batches)
+            evaluation = self.setup.evaluate(self.eval_step, self.state.variables, batches)
         self.writer.scalars(self.step, evaluation.as_metrics())
         self.progress.note(
             f"step {self.step}: held-out loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte"

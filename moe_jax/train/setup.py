@@ -9,7 +9,6 @@ import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
 
 from moe_jax.config.schema import RunConfig
 from moe_jax.data import Batch, Corpus, heldout_batches, load_corpus
@@ -18,7 +17,7 @@ from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
 from moe_jax.parallel.sharding import spec_of
 from moe_jax.train.evaluation import Evaluation, evaluate
 from moe_jax.train.optimizer import make_optimizer
-from moe_jax.train.state import Model, TrainState, abstract_state, build_model
+from moe_jax.train.state import Model, TrainState, Variables, abstract_state, build_model
 from moe_jax.train.step import EvalSums, StepMetrics, make_eval_step, make_train_step
 
 
@@ -47,7 +46,7 @@ class Setup:
         logging.info("Compiled the training step in %.1f s", time.perf_counter() - start)
         return compiled
 
-    def compile_eval_step(self) -> Callable[[PyTree, Batch], EvalSums]:
+    def compile_eval_step(self) -> Callable[[Variables, Batch], EvalSums]:
         """The evaluation step, compiled at its first call."""
         return jax.jit(
             make_eval_step(
@@ -55,9 +54,9 @@ class Setup:
             )
         )
 
-    def evaluate(self, eval_step: Callable, params, batches: int) -> Evaluation:
+    def evaluate(self, eval_step: Callable, variables: Variables, batches: int) -> Evaluation:
         """Held-out loss over the first `batches` held-out batches (0: all)."""
-        return evaluate(eval_step, params, self._heldout(batches), self.corpus.domains)
+        return evaluate(eval_step, variables, self._heldout(batches), self.corpus.domains)
 
     def _heldout(self, batches: int) -> Iterator[Batch]:
         size = self.run.data.batch_size

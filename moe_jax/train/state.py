@@ -12,6 +12,7 @@ from jaxtyping import Array, Int, PyTree, UInt32
 
 from moe_jax.config.schema import RunConfig
 from moe_jax.models.decoder import Decoder
+from moe_jax.moe.balance_bias import BalanceBias
 from moe_jax.parallel.sharding import shardings, weight_specs
 
 
@@ -21,7 +22,21 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]  # steps done
     seed: UInt32[Array, ""]  # of the noise; a value and no constant, so that runs of other seeds share a compiled step
     params: PyTree
+    balance_bias: PyTree  # likewise, of its `BalanceBias`es; empty without moe.bias_rate
     opt_state: optax.OptState
+
+    @property
+    def variables(self) -> "Variables":
+        """What the forward pass reads."""
+        return Variables(self.step, self.params, self.balance_bias)
+
+
+class Variables(NamedTuple):
+    """What the forward pass reads of a `TrainState`."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    balance_bias: PyTree
 
 
 class Model(NamedTuple):
@@ -30,6 +45,7 @@ class Model(NamedTuple):
     graphdef: nnx.GraphDef
     abstract: PyTree  # weights as ShapeDtypeStructs with shardings
     specs: PyTree  # their PartitionSpecs
+    balance_bias: PyTree  # its `BalanceBias`es, as ShapeDtypeStructs, replicated
     decayed: PyTree  # bool: weight decay applies (matrices; not norms)
 
 
@@ -37,13 +53,16 @@ def build_model(run: RunConfig, mesh: Mesh) -> Model:
     """Shapes, shardings and structure of the model that `run` describes."""
     if run.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
-    graphdef, weights = nnx.split(nnx.eval_shape(lambda: Decoder(run, nnx.Rngs(params=0))), nnx.Param)
+    decoder = nnx.eval_shape(lambda: Decoder(run, nnx.Rngs(params=0)))
+    graphdef, weights, biases = nnx.split(decoder, nnx.Param, BalanceBias)
     specs = weight_specs(mesh, weights)
     place = lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding)
     abstract = jax.tree.map(place, nnx.to_pure_dict(weights), shardings(mesh, specs))
     is_variable = lambda node: isinstance(node, nnx.Variable)
     decayed = nnx.to_pure_dict(jax.tree.map(lambda weight: len(weight.axes) > 1, weights, is_leaf=is_variable))
-    return Model(graphdef, abstract, specs, decayed)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    biases = jax.tree.map(lambda bias: place(bias, replicated), nnx.to_pure_dict(biases))
+    return Model(graphdef, abstract, specs, biases, decayed)
 
 
 def num_params(model: Model) -> int:
@@ -69,7 +88,7 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, mesh: 
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
     )
     number = lambda dtype: jax.ShapeDtypeStruct((), dtype, sharding=replicated)
-    return TrainState(number(jnp.int32), number(jnp.uint32), model.abstract, opt_state)
+    return TrainState(number(jnp.int32), number(jnp.uint32), model.abstract, model.balance_bias, opt_state)
 
 
 def init_state(run: RunConfig, abstract: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
@@ -77,8 +96,8 @@ def init_state(run: RunConfig, abstract: TrainState, optimizer: optax.GradientTr
 
     def create(seed) -> TrainState:
         decoder = Decoder(run, nnx.Rngs(params=jax.random.key(seed)))
-        params = nnx.to_pure_dict(nnx.state(decoder, nnx.Param))
-        return TrainState(jnp.zeros((), jnp.int32), seed, params, optimizer.init(params))
+        params, biases = (nnx.to_pure_dict(nnx.state(decoder, kind)) for kind in (nnx.Param, BalanceBias))
+        return TrainState(jnp.zeros((), jnp.int32), seed, params, biases, optimizer.init(params))
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(create, out_shardings=placed)(jnp.uint32(run.seed))

@@ -13,13 +13,14 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from moe_jax.config.schema import RunConfig
 from moe_jax.data import Batch
+from moe_jax.models.decoder import Text
 from moe_jax.moe.balance import balance_loss, z_loss
 from moe_jax.moe.stats import RoutingStats, RoutingSums, routing_stats
 from moe_jax.parallel.collectives import sum_over
 from moe_jax.parallel.mesh import TOKEN_AXES
 from moe_jax.parallel.sharding import spec_of
 from moe_jax.train.optimizer import learning_rate
-from moe_jax.train.state import Model, TrainState
+from moe_jax.train.state import Model, TrainState, Variables
 
 NOISE = 2**31  # folded into the seed for noise, which must not repeat the draws of the initial weights
 
@@ -53,7 +54,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), NOISE), state.step)
-        grads, losses = _accumulate(gradients, run.train.accumulate, state.params, batch, key)
+        grads, losses = _accumulate(gradients, run.train.accumulate, state.variables, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = StepMetrics(
             loss=losses.cross_entropy,
@@ -63,26 +64,32 @@ def make_train_step(
             learning_rate=jnp.asarray(rate(state.step)),
             routing=routing_stats(losses.sums) if losses.sums is not None else None,
         )
-        return TrainState(state.step + 1, state.seed, optax.apply_updates(state.params, updates), opt_state), metrics
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, state.seed, params, state.balance_bias, opt_state), metrics
 
     return step
 
 
 def _make_loss(run: RunConfig, mesh: Mesh, model: Model) -> Callable:
-    """(params, micro-batch, key, tokens of the whole step, micro-batches) -> (loss, Losses)."""
+    """(weights, other variables, micro-batch, key, tokens of the whole step, micro-batches) -> (loss, Losses)."""
 
-    def on_device(params: PyTree, batch: Batch, key: Key[Array, ""]):
-        decoder = nnx.merge(model.graphdef, params)
-        nll, sums = decoder.negative_log_likelihood(batch.inputs, batch.targets, batch.segments, key, train=True)
+    def on_device(variables: Variables, batch: Batch, key: Key[Array, ""]):
+        decoder = nnx.merge(model.graphdef, variables.params, variables.balance_bias)
+        text = Text(batch.inputs, batch.segments, variables.step)
+        nll, sums = decoder.negative_log_likelihood(text, batch.targets, key, train=True)
         return sum_over((jnp.sum(nll), sums), TOKEN_AXES)
 
-    tokens = spec_of(mesh, TOKEN_AXES)
     over_mesh = jax.shard_map(
-        on_device, mesh=mesh, in_specs=(model.specs, tokens, PartitionSpec()), out_specs=PartitionSpec()
+        on_device,
+        mesh=mesh,
+        in_specs=(_variable_specs(model), spec_of(mesh, TOKEN_AXES), PartitionSpec()),
+        out_specs=PartitionSpec(),
     )
 
-    def loss(params: PyTree, batch: Batch, key: Key[Array, ""], step_tokens: Array, micro_batches: int):
-        nll, sums = over_mesh(params, batch, key)
+    def loss(
+        params: PyTree, variables: Variables, batch: Batch, key: Key[Array, ""], step_tokens: Array, micro_batches: int
+    ):
+        nll, sums = over_mesh(variables._replace(params=params), batch, key)
         balance = jnp.sum(balance_loss(sums)) / micro_batches if sums is not None else jnp.zeros(())
         z = jnp.sum(z_loss(sums)) / micro_batches if sums is not None else jnp.zeros(())
         cross_entropy = nll / step_tokens
@@ -93,7 +100,7 @@ def _make_loss(run: RunConfig, mesh: Mesh, model: Model) -> Callable:
 
 
 def _accumulate(
-    gradients: Callable, micro_batches: int, params: PyTree, batch: Batch, key: Key[Array, ""]
+    gradients: Callable, micro_batches: int, variables: Variables, batch: Batch, key: Key[Array, ""]
 ) -> tuple[PyTree, Losses]:
     """Gradients and losses of the whole step, summed over its micro-batches.
 
@@ -102,14 +109,15 @@ def _accumulate(
     """
     tokens = jnp.maximum(jnp.sum(batch.segments > 0), 1)
     if micro_batches == 1:
-        (_, losses), grads = gradients(params, batch, key, tokens, 1)
+        (_, losses), grads = gradients(variables.params, variables, batch, key, tokens, 1)
         return grads, losses
     cut = lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
 
     parts = jax.tree.map(cut, batch), jnp.arange(micro_batches)
 
     def one(part: Batch, index: Array) -> tuple[PyTree, Losses]:
-        (_, losses), grads = gradients(params, part, jax.random.fold_in(key, index), tokens, micro_batches)
+        noise = jax.random.fold_in(key, index)
+        (_, losses), grads = gradients(variables.params, variables, part, noise, tokens, micro_batches)
         return grads, losses
 
     shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
@@ -129,18 +137,23 @@ class EvalSums(NamedTuple):
 
 def make_eval_step(
     run: RunConfig, mesh: Mesh, model: Model, domains: int, bytes_per_token: Int[np.ndarray, "V"]
-) -> Callable[[PyTree, Batch], EvalSums]:
+) -> Callable[[Variables, Batch], EvalSums]:
     """A function to jit: negative log-likelihood without noise, at the capacity factor of evaluation."""
 
-    def on_device(params: PyTree, batch: Batch) -> EvalSums:
-        decoder = nnx.merge(model.graphdef, params)
-        nll, routing = decoder.negative_log_likelihood(batch.inputs, batch.targets, batch.segments, None, train=False)
+    def on_device(variables: Variables, batch: Batch) -> EvalSums:
+        decoder = nnx.merge(model.graphdef, variables.params, variables.balance_bias)
+        text = Text(batch.inputs, batch.segments, variables.step)
+        nll, routing = decoder.negative_log_likelihood(text, batch.targets, None, train=False)
         valid = batch.segments > 0
         in_domain = jax.nn.one_hot(batch.domain, domains, dtype=nll.dtype)
         by_domain = lambda per_sequence: jnp.sum(per_sequence[:, None] * in_domain, axis=0)
-        text = jnp.sum(jnp.asarray(bytes_per_token)[batch.targets] * valid, axis=-1)
-        sums = EvalSums(by_domain(nll), by_domain(jnp.sum(valid, axis=-1)), by_domain(text), routing)
+        text_bytes = jnp.sum(jnp.asarray(bytes_per_token)[batch.targets] * valid, axis=-1)
+        sums = EvalSums(by_domain(nll), by_domain(jnp.sum(valid, axis=-1)), by_domain(text_bytes), routing)
         return sum_over(sums, TOKEN_AXES)
 
-    tokens = spec_of(mesh, TOKEN_AXES)
-    return jax.shard_map(on_device, mesh=mesh, in_specs=(model.specs, tokens), out_specs=PartitionSpec())
+    specs = _variable_specs(model), spec_of(mesh, TOKEN_AXES)
+    return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+
+
+def _variable_specs(model: Model) -> Variables:
+    return Variables(PartitionSpec(), model.specs, PartitionSpec())

@@ -16,6 +16,7 @@ from moe_jax.config.resolve import resolve
 from moe_jax.moe import layer
 from moe_jax.moe.feed_forward import Experts
 from moe_jax.moe.layer import MoELayer
+from moe_jax.moe.router import plain_tokens
 from moe_jax.parallel import exchange, sharding
 from moe_jax.parallel.collectives import sum_over
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
@@ -165,7 +166,7 @@ def test_statistics_of_one_shard_do_not_even_trace():
     on = make_mesh(MeshConfig(data=2, expert=4))
 
     def statistics(weights, x, reduce):
-        _, sums = nnx.merge(graphdef, weights)(x, jnp.ones(x.shape[:2], bool), None, True)
+        _, sums = nnx.merge(graphdef, weights)(x, plain_tokens(x.shape[:2]), True)
         return reduce(sums)
 
     def trace(reduce):

@@ -10,7 +10,7 @@ from moe_jax.config.counting import count, feed_forward_params
 from moe_jax.config.schema import MeshConfig
 from moe_jax.data import Batch
 from moe_jax.parallel.mesh import make_mesh
-from moe_jax.train.state import build_model, num_params
+from moe_jax.train.state import Variables, build_model, num_params
 from moe_jax.train.step import make_eval_step
 
 
@@ -155,6 +155,7 @@ def test_flops_are_those_that_xla_counts(fields):
     step = make_eval_step(run, mesh, model, domains=1, bytes_per_token=np.ones(vocab, np.int32))
     tokens = jax.ShapeDtypeStruct((batch, length), np.int32)
     sequences = jax.ShapeDtypeStruct((batch,), np.int32)
-    compiled = jax.jit(step).lower(model.abstract, Batch(tokens, tokens, tokens, sequences)).compile()
+    variables = Variables(jax.ShapeDtypeStruct((), np.int32), model.abstract, model.balance_bias)
+    compiled = jax.jit(step).lower(variables, Batch(tokens, tokens, tokens, sequences)).compile()
     forward = count(run).flops_per_token / 3 * batch * length
     assert 1 <= compiled.cost_analysis()["flops"] / forward <= 1.02

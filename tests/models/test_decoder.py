@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from moe_jax.config import default_config
 from moe_jax.config.resolve import resolve
 from moe_jax.models.block import Context, RMSNorm
-from moe_jax.models.decoder import Decoder, fan_in_init
+from moe_jax.models.decoder import Decoder, Text, fan_in_init
 from moe_jax.parallel.mesh import make_mesh
 
 B, L = 2, 16
@@ -37,6 +37,10 @@ def build(run):
     return nnx.split(Decoder(run, nnx.Rngs(params=0)), nnx.Param)
 
 
+def text(documents, inputs=None) -> Text:
+    return Text(tokens() if inputs is None else inputs, documents, jnp.int32(0))
+
+
 def call(run, weights, method, *args):
     """Decoder.`method`(*args) with `weights` on a mesh of one device."""
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: Decoder(run, nnx.Rngs(params=0))), nnx.Param)
@@ -48,7 +52,7 @@ def loss_and_gradients(run, weights, key=None):
     documents = jnp.ones((B, L), jnp.int32)
 
     def loss(weights):
-        nll, sums = call(run, weights, "negative_log_likelihood", tokens(), tokens(1), documents, key, True)
+        nll, sums = call(run, weights, "negative_log_likelihood", text(documents), tokens(1), key, True)
         return jnp.sum(nll), sums
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
@@ -88,7 +92,7 @@ def test_a_scanned_segment_equals_its_layers_one_after_another():
     run = make_run()
     graphdef, weights = build(run)
     documents = jnp.ones((B, L), jnp.int32)
-    expected, sums = jax.jit(lambda weights: call(run, weights, "hidden", tokens(), documents, None, True))(weights)
+    expected, sums = jax.jit(lambda weights: call(run, weights, "hidden", text(documents), None, True))(weights)
     decoder = nnx.merge(graphdef, weights)
     assert [segment.spec for segment in decoder.segments] == [(("dense", "moe"), 2), (("dense",), 1)]
 
@@ -100,7 +104,7 @@ def test_a_scanned_segment_equals_its_layers_one_after_another():
                 for block in segment.blocks:
                     block_graph, stacked = nnx.split(block)
                     layer = nnx.merge(block_graph, jax.tree.map(lambda w, repeat=repeat: w[repeat], stacked))
-                    x, layer_sums = layer(x, Context(documents > 0, None, None), None, True)
+                    x, layer_sums = layer(x, Context(tokens(), documents > 0, None, None, jnp.int32(0)), True)
                     loads += [layer_sums.assigned] if layer_sums is not None else []
         return decoder.norm(x), jnp.stack(loads)
 
@@ -117,7 +121,7 @@ def test_a_later_token_does_not_change_an_earlier_output(changed):
     weights = build(run)[1]
     documents = jnp.ones((B, L), jnp.int32)
     other = tokens().at[:, L // 2 :].set(tokens(5)[:, L // 2 :])
-    hidden = jax.jit(lambda weights, inputs: call(run, weights, "hidden", inputs, documents, None, True)[0])
+    hidden = jax.jit(lambda weights, inputs: call(run, weights, "hidden", text(documents, inputs), None, True)[0])
     y, y_other = hidden(weights, tokens()), hidden(weights, other)
     np.testing.assert_array_equal(y[:, : L // 2], y_other[:, : L // 2])
     assert np.all(np.any(y[:, L // 2 :] != y_other[:, L // 2 :], axis=-1))
@@ -128,7 +132,7 @@ def test_masked_documents_make_a_packed_row_equal_to_its_documents_alone():
     run = make_run(**{"data.mask_documents": True, "moe.capacity_factor": 4.0})
     weights = build(run)[1]
     documents = jnp.asarray([[1] * 6 + [2] * 10, [1] * 16], jnp.int32)
-    hidden = jax.jit(lambda weights, inputs: call(run, weights, "hidden", inputs, documents, None, True)[0])
+    hidden = jax.jit(lambda weights, inputs: call(run, weights, "hidden", text(documents, inputs), None, True)[0])
     changed = tokens().at[0, :6].set(tokens(5)[0, :6])
     y, y_changed = hidden(weights, tokens()), hidden(weights, changed)
     np.testing.assert_allclose(y[0, 6:], y_changed[0, 6:], rtol=1e-5, atol=1e-6)
@@ -139,8 +143,8 @@ def test_tied_embeddings_serve_as_the_output_head():
     run = make_run(**{"model.tie_embeddings": True})
     weights = build(run)[1]
     documents = jnp.ones((B, L), jnp.int32)
-    x, _ = call(run, weights, "hidden", tokens(), documents, None, False)
-    nll, _ = call(run, weights, "negative_log_likelihood", tokens(), tokens(1), documents, None, False)
+    x, _ = call(run, weights, "hidden", text(documents), None, False)
+    nll, _ = call(run, weights, "negative_log_likelihood", text(documents), tokens(1), None, False)
     logits = x @ weights["embedding"][...].T
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens(1)[..., None], axis=-1)
     np.testing.assert_allclose(nll, -picked.sum((1, 2)), rtol=1e-5)
@@ -189,7 +193,7 @@ def test_positions_turn_by_the_base_that_the_model_is_given():
     for theta in (10_000.0, 100.0):
         run = make_run(**{"model.num_layers": 1, "moe.num_experts": 0, "model.rope_theta": theta})
         weights = build(run)[1] if weights is None else weights
-        hidden = jax.jit(lambda weights, run=run: call(run, weights, "hidden", tokens(), documents, None, True)[0])
+        hidden = jax.jit(lambda weights, run=run: call(run, weights, "hidden", text(documents), None, True)[0])
         outputs.append(hidden(weights))
     np.testing.assert_allclose(outputs[0][:, 0], outputs[1][:, 0], rtol=1e-6)  # alone, wherever it stands
     assert np.max(np.abs(outputs[0] - outputs[1])) > 1e-2
@@ -204,7 +208,7 @@ def test_the_embedding_of_a_frequent_token_learns_from_all_of_its_places_in_bflo
 
     def gradient(dtype):
         run = make_run(**fields, **{"model.dtype": dtype})
-        arguments = inputs, targets, jnp.ones((rows, L), jnp.int32), None, True
+        arguments = text(jnp.ones((rows, L), jnp.int32), inputs), targets, None, True
         loss = lambda weights: jnp.mean(call(run, weights, "negative_log_likelihood", *arguments)[0])
         return np.asarray(jax.jit(jax.grad(loss))(weights)["embedding"][...][7])
 

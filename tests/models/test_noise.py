@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_decoder import B, L, build, call, make_run, tokens
+from test_decoder import B, L, build, call, make_run, text
 
 SILENT = ("attention/out", "experts/down", "feed_forward/down")  # zero: no layer adds to the residual stream
 
@@ -24,7 +24,7 @@ def z_by_moe_layer(jitter=0.3, **fields):
 
     weights = nnx.map_state(alike, weights)
     documents, key = jnp.ones((B, L), jnp.int32), jax.random.key(3)
-    hidden = jax.jit(lambda weights: call(run, weights, "hidden", tokens(), documents, key, True))
+    hidden = jax.jit(lambda weights: call(run, weights, "hidden", text(documents), key, True))
     return np.asarray(hidden(weights)[1].squared_logsumexp)
 
 

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from moe_jax.config import MeshConfig, MoEConfig
 from moe_jax.models.decoder import fan_in_init
 from moe_jax.moe.layer import MoELayer
+from moe_jax.moe.router import TokenInfo
 from moe_jax.parallel.mesh import make_mesh
 
 
@@ -20,9 +21,13 @@ def make_layer(moe: MoEConfig, d_model: int, seed: int = 0) -> MoELayer:
     return MoELayer(d_model, moe, fan_in_init(1.0), nnx.Rngs(params=seed), jnp.zeros(()).dtype)
 
 
-def apply(layer: MoELayer, x, valid=None, keys=None, train=True):
+def apply(layer: MoELayer, x, valid=None, keys=None, train=True, ids=None, step=0):
     """(y, sums) of x [B, L, D]."""
     graphdef, weights = nnx.split(layer)
     valid = np.ones(x.shape[:2], bool) if valid is None else valid
-    forward = lambda weights, x, valid: nnx.merge(graphdef, weights)(x, valid, keys, train)
-    return jax.jit(on_one_device(forward))(weights, x, valid)
+    ids = np.zeros(x.shape[:2], np.int32) if ids is None else ids
+
+    def forward(weights, x, ids, valid):
+        return nnx.merge(graphdef, weights)(x, TokenInfo(ids, valid, keys, jnp.int32(step)), train)
+
+    return jax.jit(on_one_device(forward))(weights, x, ids, valid)

@@ -15,6 +15,7 @@ from moe_jax.moe.balance import balance_loss, z_loss
 from moe_jax.moe.dispatch import DISPATCHERS
 from moe_jax.moe.feed_forward import FeedForward
 from moe_jax.moe.plan import DROP_ORDERS
+from moe_jax.moe.router import plain_tokens
 from moe_jax.moe.stats import routing_stats
 
 G, T, D, F, E = 3, 20, 6, 10, 5
@@ -57,7 +58,7 @@ def test_equals_loops_over_tokens_and_experts(router, top_k, normalize, drop_ord
     graphdef, state = nnx.split(layer)
 
     def loss(state, x):
-        y, sums = nnx.merge(graphdef, state)(x, jnp.asarray(valid), None, True)
+        y, sums = nnx.merge(graphdef, state)(x, plain_tokens(x.shape[:2])._replace(valid=jnp.asarray(valid)), True)
         return jnp.sum(y * dy) + balance_loss(sums) + z_loss(sums), (y, sums)
 
     (_, (y, sums)), (grads, dx) = jax.jit(jax.value_and_grad(on_one_device(loss), argnums=(0, 1), has_aux=True))(
@@ -184,7 +185,7 @@ def test_bfloat16_outputs_are_weighed_by_float32_gates_and_rounded_once(dispatch
     y, _ = apply(layer, x)
     assert y.dtype == jnp.bfloat16
     graphdef, state = nnx.split(layer.router)
-    gate = on_one_device(lambda state, x: nnx.merge(graphdef, state)(x, jnp.ones((G, T), bool), None).gate)(state, x)
+    gate = on_one_device(lambda state, x: nnx.merge(graphdef, state)(x, plain_tokens((G, T))).gate)(state, x)
     assert gate.dtype == jnp.float32
 
     positive = np.maximum(np.asarray(x, np.float64), 0)

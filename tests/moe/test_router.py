@@ -7,7 +7,7 @@ from one_device import apply, make_layer, on_one_device
 
 from moe_jax.config import MoEConfig
 from moe_jax.models.decoder import fan_in_init
-from moe_jax.moe.router import ROUTERS, Routing, top_k_of
+from moe_jax.moe.router import ROUTERS, Routing, plain_tokens, top_k_of
 
 D, E = 8, 6
 
@@ -17,8 +17,8 @@ def route(moe: MoEConfig, x, weight=None, keys=None) -> Routing:
     if weight is not None:
         router.weight[...] = weight
     graphdef, state = nnx.split(router)
-    valid = jnp.ones(x.shape[:2], bool)
-    return jax.jit(on_one_device(lambda state, x: nnx.merge(graphdef, state)(x, valid, keys)))(state, x)
+    info = plain_tokens(x.shape[:2])._replace(keys=keys)
+    return jax.jit(on_one_device(lambda state, x: nnx.merge(graphdef, state)(x, info)))(state, x)
 
 
 def x_of(groups=2, tokens=50, dtype=np.float32):
@@ -52,7 +52,7 @@ def test_the_task_alone_moves_the_router(router, top_k):
     graphdef, state = nnx.split(layer)
 
     def loss(state, x):
-        y, _ = nnx.merge(graphdef, state)(x, jnp.ones(x.shape[:2], bool), None, True)
+        y, _ = nnx.merge(graphdef, state)(x, plain_tokens(x.shape[:2]), True)
         return jnp.mean(jnp.square(y - 1))
 
     grads = jax.jit(jax.grad(on_one_device(loss)))(state, x_of())

@@ -109,7 +109,8 @@ def set_up_once(make_run):
         setup, init_optimizer = setups[key]
         start = jnp.zeros((), jnp.int32), jnp.uint32(setup.run.seed), drawn(fields or {})
         step, seed, params = jax.device_put(start, shardings(setup.abstract[:3]))
-        return setup, TrainState(step, seed, params, init_optimizer(params))
+        biases = jax.tree.map(lambda bias: jnp.zeros(bias.shape), setup.abstract.balance_bias)
+        return setup, TrainState(step, seed, params, biases, init_optimizer(params))
 
     return call
 

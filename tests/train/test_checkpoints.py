@@ -30,7 +30,11 @@ def make_state(step, sharding=None):
     place = lambda x: jax.device_put(x, sharding) if sharding else jnp.asarray(x)
     moments = {"mu": place(weights / 3), "count": jnp.asarray(step, jnp.int32)}
     return TrainState(
-        jnp.asarray(step, jnp.int32), jnp.uint32(0), {"layer": {"w": place(weights)}, "b": jnp.zeros(2)}, moments
+        jnp.asarray(step, jnp.int32),
+        jnp.uint32(0),
+        {"layer": {"w": place(weights)}, "b": jnp.zeros(2)},
+        {"bias": place(weights / 5)},
+        moments,
     )
 
 
@@ -119,7 +123,7 @@ def test_a_step_is_saved_once(workdir):
 
 def test_a_state_that_is_donated_while_it_is_written(tmp_path):
     bump = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
-    state = bump(TrainState(jnp.int32(2), jnp.uint32(0), {"w": jnp.zeros(1 << 20)}, {}))
+    state = bump(TrainState(jnp.int32(2), jnp.uint32(0), {"w": jnp.zeros(1 << 20)}, {}, {}))
     abstract = abstract_of(state)
     with Checkpoints(tmp_path, CheckpointConfig(keep=3)) as checkpoints:
         checkpoints.save(state, numbers())

@@ -8,18 +8,21 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from moe_jax.data import Batch, heldout_batches
+from moe_jax.models.decoder import Text
 from moe_jax.moe.stats import RoutingSums
 from moe_jax.train.evaluation import evaluate
+from moe_jax.train.state import Variables
 from moe_jax.train.step import EvalSums
 
+NOTHING = Variables(jnp.int32(0), {}, {})
 DENSE = {"moe.num_experts": 0}
 
 
 @pytest.fixture(scope="module")
 def evaluated(set_up_once):
-    """(setup, parameters, the evaluation of an MoE model on all held-out text)."""
+    """(setup, variables, the evaluation of an MoE model on all held-out text)."""
     setup, state = set_up_once()
-    return setup, state.params, setup.evaluate(setup.compile_eval_step(), state.params, batches=0)
+    return setup, state.variables, setup.evaluate(setup.compile_eval_step(), state.variables, batches=0)
 
 
 def nats_by_row(setup, params, batch):
@@ -27,7 +30,7 @@ def nats_by_row(setup, params, batch):
 
     def hidden(params, batch):
         decoder = nnx.merge(setup.model.graphdef, params)
-        return decoder.hidden(batch.inputs, batch.segments, None, train=False)[0]
+        return decoder.hidden(Text(batch.inputs, batch.segments, jnp.int32(0)), None, train=False)[0]
 
     specs = (setup.model.specs, PartitionSpec())
     over_mesh = jax.jit(jax.shard_map(hidden, mesh=setup.mesh, in_specs=specs, out_specs=PartitionSpec()))
@@ -38,10 +41,10 @@ def nats_by_row(setup, params, batch):
 
 
 def test_equals_the_loss_from_full_logits_by_domain(evaluated):
-    setup, params, evaluation = evaluated
+    setup, variables, evaluation = evaluated
     nats, tokens = np.zeros(2), np.zeros(2)
     for batch in heldout_batches(setup.corpus, setup.run.data.batch_size):
-        np.add.at(nats, batch.domain, nats_by_row(setup, params, batch))
+        np.add.at(nats, batch.domain, nats_by_row(setup, variables.params, batch))
         np.add.at(tokens, batch.domain, (batch.segments > 0).sum(axis=-1))
     assert setup.corpus.domains == ("numbers", "prose")
     np.testing.assert_allclose(evaluation.loss, nats.sum() / tokens.sum(), rtol=1e-5)
@@ -79,7 +82,7 @@ def test_the_batch_size_does_not_matter_to_a_dense_model(set_up_once):
     results = []
     for size in (8, 5):
         setup, state = set_up_once(DENSE | {"data.batch_size": size})
-        results.append(setup.evaluate(setup.compile_eval_step(), state.params, batches=0))
+        results.append(setup.evaluate(setup.compile_eval_step(), state.variables, batches=0))
     one, other = results
     assert one.tokens == other.tokens
     assert one.loss == pytest.approx(other.loss, rel=1e-6)
@@ -88,14 +91,14 @@ def test_the_batch_size_does_not_matter_to_a_dense_model(set_up_once):
 
 
 def test_the_first_batches_only(evaluated):
-    setup, params, whole = evaluated
+    setup, variables, whole = evaluated
     seen = []
 
     def count(params, batch):
         seen.append(int((batch.segments > 0).sum()))
         return sums([1.0, 1.0], [1.0, 1.0], [1.0, 1.0])
 
-    setup.evaluate(count, params, batches=2)
+    setup.evaluate(count, variables, batches=2)
     assert len(seen) == 2 and sum(seen) < whole.tokens
 
 
@@ -107,7 +110,7 @@ def evaluate_sums(results, domains):
     """`evaluate` where the evaluation step returns each of `results` in turn."""
     empty = np.zeros((1, 1), np.int32)
     batches = [Batch(empty, empty, empty, np.array([i], np.int32)) for i in range(len(results))]
-    return evaluate(lambda params, batch: results[batch.domain[0]], {}, batches, domains)
+    return evaluate(lambda variables, batch: results[batch.domain[0]], NOTHING, batches, domains)
 
 
 def test_by_hand():
@@ -138,7 +141,7 @@ def test_nothing_to_evaluate_on(results):
 def test_evaluation_has_its_own_capacity(set_up_once):
     """A slot for every token in evaluation, and for at most a quarter of them in training."""
     setup, state = set_up_once({"model.num_layers": 2, "moe.capacity_factor": 0.25, "moe.eval_capacity_factor": 4.0})
-    evaluation = setup.evaluate(setup.compile_eval_step(), state.params, batches=1)
+    evaluation = setup.evaluate(setup.compile_eval_step(), state.variables, batches=1)
     assert evaluation.dropped_fraction == 0
     batch = setup.place(next(iter(heldout_batches(setup.corpus, setup.run.data.batch_size))))
     _, metrics = setup.compile_train_step()(state, batch)

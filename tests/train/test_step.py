@@ -12,6 +12,7 @@ from moe_jax.moe.balance import balance_loss, z_loss
 from moe_jax.train import report
 from moe_jax.train.metrics import MetricsWriter
 from moe_jax.train.optimizer import learning_rate
+from moe_jax.train.state import Variables
 from moe_jax.train.step import Losses, _accumulate, _make_loss
 
 DENSE = {"moe.num_experts": 0}
@@ -160,7 +161,7 @@ def test_the_loss_weighs_each_auxiliary_loss_by_its_own_coefficient(set_up_once)
     @jax.jit
     def parts_and_gradients(params):
         def parts(params):
-            total, losses = loss(params, batch, jax.random.key(0), tokens, micro_batches)
+            total, losses = loss(params, state.variables, batch, jax.random.key(0), tokens, micro_batches)
             return (total, losses.cross_entropy, losses.balance, losses.z), losses.sums
 
         values, pull, sums = jax.vjp(parts, params, has_aux=True)
@@ -193,12 +194,12 @@ def test_every_micro_batch_has_noise_of_its_own():
     """A gradient that is nothing but a draw, in the place of its micro-batch."""
     batch = jax.tree.map(jnp.asarray, make_batch([16] * 3)._replace(domain=np.arange(3, dtype=np.int32)))
 
-    def draw(params, part, key, tokens, micro_batches):
+    def draw(params, variables, part, key, tokens, micro_batches):
         place = jax.nn.one_hot(part.domain[0], micro_batches)
         return (jnp.zeros(()), Losses(*[jnp.zeros(())] * 3, sums=None)), place * jax.random.uniform(key)
 
-    draws, _ = _accumulate(draw, 3, {}, batch, jax.random.key(0))
-    again, _ = _accumulate(draw, 3, {}, batch, jax.random.key(0))
+    draws, _ = _accumulate(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jax.random.key(0))
+    again, _ = _accumulate(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jax.random.key(0))
     assert np.all(draws > 0) and len(np.unique(draws)) == 3
     np.testing.assert_array_equal(draws, again)
 
