@@ -17,7 +17,7 @@ from moe_jax.train.checkpoints import Checkpoints
 from moe_jax.train.clock import Clock
 from moe_jax.train.evaluation import Evaluation
 from moe_jax.train.hardware import peak_flops
-from moe_jax.train.metrics import MetricsWriter, last_line
+from moe_jax.train.metrics import MetricsWriter, last_line, training_seconds
 from moe_jax.train.profile import Profile
 from moe_jax.train.progress import Progress
 from moe_jax.train.setup import Setup, set_up
@@ -151,7 +151,11 @@ class _Loop:
         evaluation = self._evaluate(self.run.eval.batches)
         rate = self.clock.tokens_per_second() or self.last.get("train/tokens_per_second", 0.0)
         totals = report.Totals(
-            self.step, rate, self.clock.seconds, self.startup_seconds or 0.0, self.setup.corpus.sha256
+            self.step,
+            rate,
+            training_seconds(self.directory),
+            self.startup_seconds or 0.0,
+            self.setup.corpus.sha256,
         )
         result = report.summary(self.run, totals, self.last, evaluation)
         self.writer.finish("success", {name: result[name] for name in report.HPARAMS_METRICS})

@@ -148,14 +148,26 @@ def _reopen_lines(path: Path, first_step: int) -> TextIO:
 
 
 def last_line(workdir: Path, name: str) -> dict[str, float]:
-    """The newest line of metrics.jsonl that holds `name`, null read as NaN; {} where there is none."""
+    """The newest whole line of metrics.jsonl that holds `name`, null read as NaN; {} where there is none."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for line in reversed(lines):
-        values = json.loads(line)
+        values = {} if math.isinf(_step_of(line)) else json.loads(line)
         if name in values:
             return {key: math.nan if value is None else float(value) for key, value in values.items()}
     return {}
+
+
+def training_seconds(workdir: Path) -> float:
+    """Time spent on the steps of metrics.jsonl, over all lives of the run."""
+    seconds, step = 0.0, 0
+    path = workdir / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        values = json.loads(line)
+        if "train/step_seconds" in values:
+            seconds += (values["step"] - step) * values["train/step_seconds"]
+            step = values["step"]
+    return seconds
 
 
 def _step_of(line: str) -> int | float:

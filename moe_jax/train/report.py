@@ -74,7 +74,7 @@ class Totals:
 
     steps: int
     tokens_per_second: float
-    seconds: float  # of training in this process, without compilation and evaluation
+    seconds: float  # of training, all lives of the run, without compilation and evaluation
     startup_seconds: float  # from the start of the set-up until the first step was done, compilation included
     data_sha256: str
 
