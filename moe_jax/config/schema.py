@@ -45,9 +45,25 @@ class MoEConfig:
     first_dense: int = 0  # leading layers that stay dense
     d_ff: int = 0  # hidden size of one expert; 0: model.d_ff
     activation: str = ""  # of the experts; "": model.activation
+    fine_grained: int = 1  # split each expert into so many of d_ff / fine_grained, and choose as many times more
+    num_experts_by_layer: tuple[int, ...] = ()  # of each MoE layer, input to output; (): num_experts in all
+    top_k_by_layer: tuple[int, ...] = ()  # likewise
+    capacity_factor_by_layer: tuple[float, ...] = ()  # likewise, in training
     num_shared_experts: int = 0  # experts that every token visits, besides the routed ones
+    shared_d_ff: int = 0  # hidden size of all shared experts together; 0: num_shared_experts * d_ff
+    null_experts: int = 0  # further choices that lead nowhere: a token that takes one saves the computation
+    expert_dropout: float = 0.0  # of the experts' hidden units, in training
     router: str = "switch"  # see moe_jax/moe/router.py
-    normalize_gates: bool = False  # top_k: divide the K gates by their sum (K > 1 only)
+    normalize_gates: bool = False  # divide the K gates by their sum (K > 1 only): a softmax over the chosen logits
+    routed_scaling: float = 1.0  # multiplies the gates (DeepSeek-V2: 16, V3: 2.5)
+    router_bias: bool = False  # a trained bias on the logits (GPT-OSS)
+    router_dtype: str = "float32"  # of logits and softmax; bfloat16 only to reproduce how training diverges
+    temperature: float = 1.0  # divides the logits, at the first step
+    final_temperature: float = 0.0  # at the last step, linear in between; 0: temperature throughout
+    expert_groups: int = 1  # routers with limited groups: consecutive experts form a group (a device or a node)
+    top_groups: int = 0  # groups that a token's experts may come from; 0: all
+    group_score: str = "max"  # what a group is chosen by: max (DeepSeek-V2) or top2 (the sum of its two best, V3)
+    sinkhorn_iterations: int = 8  # sinkhorn: scalings of the assignment towards equal loads
     second_expert: str = "always"  # gshard: keep the second expert always, by threshold, or at random
     second_threshold: float = 0.2  # gshard, second_expert=threshold: the gate from which it is kept
     jitter: float = 0.0  # multiply the router's input by a uniform draw from [1 - jitter, 1 + jitter] in training
@@ -59,6 +75,12 @@ class MoEConfig:
     group_size: int = 256  # tokens routed together (may span sequences)
     drop_order: str = "position"  # who gets a slot first: position (causal), choice, priority
     balance_loss: float = 0.01  # weight of the load-balancing loss
+    balance_scope: str = "micro_batch"  # over which tokens the loads are balanced: micro_batch, sequence, global_batch
+    importance_loss: float = 0.0  # weight of the importance loss (Shazeer et al. 2017)
+    load_loss: float = 0.0  # weight of the load loss, for noisy_top_k (likewise)
+    bias_rate: float = 0.0  # u of the auxiliary-loss-free balance bias (DeepSeek-V3: 0.001); 0: no bias
+    bias_update: str = "sign"  # by the sign of a load's deviation from the mean, or "proportional" to it
+    bias_steps: int = 0  # steps in which the bias moves, then it stays; 0: all
     z_loss: float = 0.0  # weight of the router z-loss; ST-MoE uses 0.001
 
 
