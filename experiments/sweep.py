@@ -17,7 +17,7 @@ from absl import flags, logging
 from moe_jax import cli
 from moe_jax.sweep.design import load_sweep, only
 from moe_jax.sweep.launchers import LocalProcesses, Submitit
-from moe_jax.sweep.ledger import Ledger
+from moe_jax.sweep.ledger import FINISHED, Ledger
 from moe_jax.sweep.run import Shard, checked_cells, report, run_sweep, smoke
 
 PROCESSES = flags.DEFINE_integer("processes", 1, "Cells at a time; on this machine each has its part of the cores.", 1)
@@ -33,7 +33,7 @@ SLURM = flags.DEFINE_string("slurm", None, "Run cells as Slurm jobs; NAME=VALUE,
 
 def main() -> int:
     """Flags to sweep to report."""
-    path = cli.config_path()
+    path, shard = cli.config_path(), _shard()
     sweep, base = load_sweep(path), cli.base_config()
     if SEEDS.value:
         sweep = dataclasses.replace(sweep, seeds=cli.integers("--seeds", SEEDS.value))
@@ -46,16 +46,21 @@ def main() -> int:
     devices = local.count_devices() if SLURM.value is None else math.prod(abs(size) for size in base.mesh.values())
     ledger = Ledger(cli.workdir(), checked_cells(sweep, base, devices))
     code = 0
-    if not REPORT_ONLY.value:
+    if REPORT_ONLY.value:
+        ledger.check()
+    else:
         launcher = (
             local
             if SLURM.value is None
             else Submitit("slurm", cli.workdir() / "slurm", cli.pairs("--slurm", SLURM.value))
         )
         code = run_sweep(
-            ledger, launcher, PROCESSES.value, shard=_shard(), retries=RETRIES.value, add_cells=ADD_CELLS.value
+            ledger, launcher, PROCESSES.value, shard=shard, retries=RETRIES.value, add_cells=ADD_CELLS.value
         )
-    logging.info("Report: %s", report(ledger, path.stem, sweep.baseline))
+    if code and not any(ledger.status(cell) == FINISHED for cell in ledger.cells):
+        logging.warning("No cell is finished: there is no report yet")
+    else:
+        report(ledger, path.stem, sweep.baseline)
     return code
 
 

@@ -1,8 +1,10 @@
-"""The live table of a sweep in the terminal; elsewhere a line for every cell that starts or ends."""
+"""The live table of a sweep in the terminal, below a line for every cell that failed; elsewhere a line for every cell
+that starts or ends.
+"""
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from rich.console import Console
 from rich.live import Live
@@ -50,8 +52,7 @@ class Board:
         status = {c.name: "running" if c.name in running else self._ledger.status(c) for c in self._ledger.cells}
         if self._live:
             self._live.update(self.table(status, running), refresh=True)
-        else:
-            self._tell(status)
+        self._tell(status, (FAILED,) if self._live else tuple(status.values()))
 
     def table(self, status: Mapping[str, str], running: Mapping[str, Running]) -> Table:
         """The cells that run, then those that failed, then the rest, with what they report."""
@@ -68,8 +69,6 @@ class Board:
         return table
 
     def _row(self, cell: Cell, status: str, running: Running | None) -> list[str]:
-        if status == FAILED:
-            return [cell.name, status, self._ledger.error(cell)]
         folder = self._ledger.workdir(cell.name)
         train, heldout = last_line(folder, "train/loss"), last_line(folder, "eval/loss")
         return [
@@ -93,12 +92,18 @@ class Board:
             return total
         return f"{total}; about {duration(left * sum(done) / len(done) / self._slots)} left"
 
-    def _tell(self, status: Mapping[str, str]) -> None:
+    def _tell(self, status: Mapping[str, str], kinds: Collection[str]) -> None:
+        """A line for every cell that has come into a status of `kinds`; it stays above the live table."""
         for cell in self._ledger.cells:
             now = status[cell.name]
-            if now != self._told[cell.name]:
-                self._told[cell.name] = now
+            if now == self._told[cell.name]:
+                continue
+            self._told[cell.name] = now
+            if now in kinds:
                 detail = f": {self._ledger.error(cell)}" if now == FAILED else ""
-                self._console.print(f"{now}  {cell.name}{detail}", highlight=False, soft_wrap=True)
-                if now in (FINISHED, FAILED):
-                    self._console.print(self._summary(status), highlight=False, soft_wrap=True)
+                self._print(f"{now}  {cell.name}{detail}")
+                if now in (FINISHED, FAILED) and not self._live:
+                    self._print(self._summary(status))
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)

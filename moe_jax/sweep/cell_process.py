@@ -25,7 +25,7 @@ def main() -> int:
 
 def _stop_with_parent() -> None:
     """The parent holds the other end of standard input: it ends when the parent does, also by SIGKILL."""
-    sys.stdin.buffer.read()
+    os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read: at exit the interpreter would find its lock taken, and abort
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -4,17 +4,18 @@ import collections
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
 
+from moe_jax.analysis.cells import matches
 from moe_jax.config.resolve import ConfigError, check_field, resolve
-from moe_jax.config.schema import RunConfig, flatten, identity
+from moe_jax.config.schema import RunConfig, flatten
 from moe_jax.sweep.derive import with_fields
 from moe_jax.sweep.design import Point, Sweep
 
 MAX_NAME = 120  # characters
+EVALUATION = ("eval.", "moe.eval_capacity_factor")  # fields that change neither what is trained nor how fast
 
 
 class Cell(NamedTuple):
@@ -36,20 +37,21 @@ def make_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: int) 
     Raises ValueError for what is wrong with the sweep as a whole: a field that does not exist, no points, a cell twice.
     """
     points = [dict(point) for point in sweep.points]
-    _check(points, sweep.seeds)
-    derived = points
+    _check(sweep)
+    derived = [*points, *map(dict, sweep.left_out)]
     for derive in sweep.derive:
         derived = derive(base, derived)
     cells, invalid, trained = [], {}, {}
-    for point, all_fields in zip(points, derived, strict=True):
-        for seed in sweep.seeds:
+    for seed in sweep.seeds:  # outside: the whole grid is seen early, and later seeds find their programs compiled
+        for point, all_fields in zip(points, derived, strict=False):
+            _check_derived(point, all_fields)
             name = name_of({**point, "seed": seed})
             try:
                 run = resolve(with_fields(base, {**all_fields, "seed": seed}), num_devices)
             except ConfigError as error:
                 invalid[name] = str(error)
                 continue
-            same_training = json.dumps([identity(run), run.train.steps])
+            same_training = json.dumps({k: v for k, v in flatten(run).items() if not k.startswith(EVALUATION)})
             cells.append(Cell(name, point, run, trained.get(same_training)))
             trained.setdefault(same_training, name)
     return cells, invalid
@@ -58,7 +60,7 @@ def make_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: int) 
 def name_of(fields: Point) -> str:
     """A name for a file system and for TensorBoard: "capacity_factor=1.25,num_experts=8,seed=0"."""
     name = ",".join(f"{_short(field)}={value}" for field, value in fields.items())
-    safe = re.sub(r"[^\w.,=+-]", "_", name)
+    safe = re.sub(r"[^\w.,=+-]", "_", name, flags=re.ASCII)
     if safe == name and len(name) <= MAX_NAME:
         return name
     digest = hashlib.sha256(json.dumps(list(fields.items()), default=str).encode()).hexdigest()[:8]
@@ -74,17 +76,25 @@ def _short(field: str) -> str:
 _FIELDS_OF_NAME = collections.Counter(name.rsplit(".", 1)[-1] for name in flatten(RunConfig()))
 
 
-def _check(points: Sequence[Point], seeds: Sequence[int]) -> None:
-    if not points or not seeds:
+def _check(sweep: Sweep) -> None:
+    if not sweep.points or not sweep.seeds:
         raise ValueError("the sweep has no points or no seeds: give Sweep at least one of each")
-    for point in points:
+    for point in [*sweep.points, *sweep.left_out]:
         for name in point:
             check_field(name)
         if "seed" in point:
             raise ValueError(
                 "seed is swept as a field: give the seeds to Sweep(seeds=...), the report averages over them"
             )
-    names = collections.Counter(name_of({**point, "seed": seed}) for point in points for seed in seeds)
+    if sweep.baseline is not None and not any(matches(point, sweep.baseline) for point in sweep.points):
+        raise ValueError(f"no point of the sweep has baseline={sweep.baseline}: add it, or name another baseline")
+    names = collections.Counter(name_of({**point, "seed": seed}) for point in sweep.points for seed in sweep.seeds)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise ValueError(f"the sweep has the cell {twice[0]} {names[twice[0]]} times: leave the others out")
+
+
+def _check_derived(point: Point, derived: Point) -> None:
+    for name, value in point.items():
+        if derived[name] != value:
+            raise ValueError(f"{name} is swept, and derived too ({value} becomes {derived[name]}): do one of both")

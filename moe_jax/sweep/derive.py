@@ -1,11 +1,9 @@
 """Fields that follow from the swept ones, so that cells stay comparable. Each returns a function for `Sweep.derive`."""
 
-from collections.abc import Callable
-
 import ml_collections
 
 from moe_jax.config.capacity import capacity
-from moe_jax.config.counting import Counts, count
+from moe_jax.config.counting import count
 from moe_jax.config.resolve import ConfigError, resolve
 from moe_jax.config.schema import RunConfig
 from moe_jax.sweep.design import Derivation, Point
@@ -13,7 +11,7 @@ from moe_jax.sweep.design import Derivation, Point
 
 def with_fields(base: ml_collections.ConfigDict, point: Point) -> ml_collections.ConfigDict:
     """A copy of `base` with the fields of `point`, whatever their types: `resolve` checks them."""
-    config = ml_collections.ConfigDict(base, type_safe=False)
+    config = ml_collections.ConfigDict(base.to_dict(), type_safe=False)
     for name, value in point.items():
         section, _, field = name.rpartition(".")
         (config[section] if section else config)[field] = value
@@ -52,17 +50,17 @@ def equal_flops(to: Point, multiple_of: int = 1) -> Derivation:
     config with the fields `to`: the size nearest to it, a multiple of `multiple_of`. The router counts too, so many
     experts are paid for with narrower ones.
     """
-    return _width(to, lambda counts: counts.flops_per_token, multiple_of)
+    return _width(to, "flops_per_token", multiple_of)
 
 
 def equal_total_params(to: Point, multiple_of: int = 1) -> Derivation:
     """Like `equal_flops`, for the number of parameters: more experts, each smaller."""
-    return _width(to, lambda counts: counts.total_params, multiple_of)
+    return _width(to, "total_params", multiple_of)
 
 
-def _width(to: Point, measure: Callable[[Counts], int], multiple_of: int) -> Derivation:
+def _width(to: Point, measure: str, multiple_of: int) -> Derivation:
     def derive(base: ml_collections.ConfigDict, points: list[Point]) -> list[Point]:
-        goal = measure(count(resolve(with_fields(base, {**to, **_ONE_DEVICE}))))
+        goal = _measured(base, to)
         return [{**point, **_nearest(base, point, goal)} for point in points]
 
     def _nearest(base: ml_collections.ConfigDict, point: Point, goal: int) -> Point:
@@ -70,21 +68,30 @@ def _width(to: Point, measure: Callable[[Counts], int], multiple_of: int) -> Der
         if run is None:
             return {}  # found and named when the cells are checked
         field = "moe.d_ff" if run.moe.num_experts else "model.d_ff"
-        at = lambda width: measure(count(resolve(with_fields(base, {**point, **_ONE_DEVICE, field: width}))))
-        one, two = at(multiple_of), at(2 * multiple_of)  # linear in the width
-        widths = max(1, round(1 + (goal - one) / (two - one)))
+        one, two = (_measured(base, {**point, field: n * multiple_of}) for n in (1, 2))  # linear in the width
+        widths = round(1 + (goal - one) / (two - one))
+        if widths < 1:
+            raise ConfigError(
+                f"{point} has {measure}={one} at {field}={multiple_of}, more than the {goal} that all cells are to "
+                "have: leave it out, or give it less elsewhere"
+            )
         return {field: widths * multiple_of}
+
+    def _measured(base: ml_collections.ConfigDict, point: Point) -> int:
+        return getattr(count(resolve(with_fields(base, {**point, **_ANY_DEVICE}))), measure)
 
     return derive
 
 
-_ONE_DEVICE = {"mesh.data": 1, "mesh.fsdp": 1, "mesh.expert": 1, "mesh.tensor": 1}
+_ANY_DEVICE = {  # what counts do not depend on, and the base config may have set for other devices or groups
+    "mesh.data": 1, "mesh.fsdp": 1, "mesh.expert": 1, "mesh.tensor": 1, "moe.group_size": 1, "moe.exchange_chunks": 1,
+}  # fmt: skip
 
 
 def _resolved(base: ml_collections.ConfigDict, point: Point) -> RunConfig | None:
     """None where the point cannot run, or not with the base config's group size."""
     try:
-        return resolve(with_fields(base, {**point, **_ONE_DEVICE, "moe.group_size": 1, "moe.exchange_chunks": 1}))
+        return resolve(with_fields(base, {**point, **_ANY_DEVICE}))
     except ConfigError:
         return None
 

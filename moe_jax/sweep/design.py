@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import ml_collections
 from scipy.stats import qmc
 
+from moe_jax.analysis.cells import matches
+
 Point = dict[str, Any]  # {"moe.num_experts": 8, ...}: the fields in which a cell differs from the base config
 Derivation = Callable[[ml_collections.ConfigDict, list[Point]], list[Point]]
 
@@ -29,6 +31,7 @@ class Sweep:
     seeds: Sequence[int] = (0,)
     derive: Sequence[Derivation] = ()  # fields that follow from the swept ones, see `derive`; applied in order
     baseline: Point | None = None  # the point that the report measures the others against
+    left_out: Sequence[Point] = ()  # not run, but fields are derived as if they were
 
 
 def load_sweep(path: Path) -> Sweep:
@@ -55,7 +58,16 @@ def only(sweep: Sweep, condition: str) -> Sweep:
         there = sorted({str(point[name]) for point in sweep.points if name in point})
         known = f"its values are {', '.join(there)}" if there else "that field is not swept"
         raise ValueError(f"--only={condition} leaves no cell: {known}")
-    return dataclasses.replace(sweep, points=points)
+    return narrowed(sweep, points)
+
+
+def narrowed(sweep: Sweep, points: Sequence[Point]) -> Sweep:
+    """The sweep with these of its points. Derived fields stay what they are in the whole sweep, so that the cells are
+    the same ones; a baseline that is not among the points is forgotten.
+    """
+    left_out = [*sweep.left_out, *(point for point in sweep.points if point not in points)]
+    kept = sweep.baseline is not None and any(matches(point, sweep.baseline) for point in points)
+    return dataclasses.replace(sweep, points=points, left_out=left_out, baseline=sweep.baseline if kept else None)
 
 
 class Uniform(NamedTuple):

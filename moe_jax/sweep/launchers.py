@@ -1,15 +1,17 @@
 """Where cells run: processes on this machine, or jobs of a cluster through submitit."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from moe_jax.sweep.run_cell import run_cell
 
 
+@runtime_checkable
 class Handle(Protocol):
     """A cell that was started."""
 
@@ -20,6 +22,7 @@ class Handle(Protocol):
         """Asks it to checkpoint and end."""
 
 
+@runtime_checkable
 class Launcher(Protocol):
     """Starts cells; the scheduler keeps no more than one a slot alive."""
 
@@ -78,13 +81,19 @@ class Submitit:
     """Jobs that submitit submits: `cluster` is "slurm", or "local" to try the same path without a cluster."""
 
     def __init__(self, cluster: str, folder: Path, parameters: Mapping[str, Any]):
-        import submitit  # optional: moe_jax[slurm]
+        try:
+            import submitit
 
-        self._executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
+            self._executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
+        except ImportError:
+            raise ValueError("--slurm needs submitit: pip install 'moe_jax[slurm]'") from None
+        except RuntimeError as error:
+            raise ValueError(f"--slurm: {error}") from None
         try:
             self._executor.update_parameters(**parameters)
         except (NameError, TypeError, ValueError) as error:
-            raise ValueError(f"--slurm: {error}: see submitit's AutoExecutor.update_parameters") from None
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"--slurm: {reason}: see submitit's AutoExecutor.update_parameters") from None
 
     def start(self, workdir: Path, slot: int) -> Handle:
         """See `Launcher`; output goes to submitit's folder."""
@@ -96,13 +105,15 @@ class _JobHandle:
         self._job = job
 
     def poll(self) -> int | None:
-        """See `Handle`; 1 for a job that ended with an exception or was lost."""
+        """See `Handle`; 1 for a job that ended with an exception, -9 for one that left no result."""
+        from submitit.core.utils import FailedJobError
+
         if not self._job.done():
             return None
-        try:
+        error = self._job.exception()
+        if error is None:
             return self._job.result()
-        except Exception:  # of any kind: it is told in the cell's failure.json or in submitit's logs
-            return 1
+        return 1 if isinstance(error, FailedJobError) else -signal.SIGKILL
 
     def stop(self) -> None:
         """See `Handle`."""

@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from moe_jax.analysis.cells import CellResult
+from moe_jax.sweep import failure
 from moe_jax.sweep.cells import Cell
 from moe_jax.train.workdir import SUMMARY, is_finished, make_writable, write_json
 
 FINISHED, FAILED, INTERRUPTED, PENDING = "finished", "failed", "interrupted", "pending"
-FAILURE = "failure.json"
+SWEEP = "sweep.json"
 CELL = "cell.json"
 FREE_TO_CHANGE = ("log.", "checkpoint.", "mesh.", "data.cache_dir")  # between two starts of a sweep
 RESULTS = (
@@ -46,22 +47,44 @@ class Ledger:
     def open(self, add_cells: bool) -> None:
         """Makes the directory this sweep's, or checks that it is. ValueError says what differs from what lies there."""
         make_writable(self.directory)
-        path = self.directory / "sweep.json"
-        now = {cell.name: cell.fields() for cell in self.cells}
-        before = _read(path, now)
-        differing = _differences(before, now)
+        with locked(self.directory / "sweep.json.lock"):  # shards start at the same time
+            self._open(add_cells)
+
+    def check(self) -> None:
+        """Raises ValueError where the directory holds no sweep, or another one."""
+        if not (self.directory / SWEEP).exists():
+            raise ValueError(f"--workdir={self.directory} holds no sweep, and no finished cell: run the sweep first")
+        self._check(self._before())
+
+    def _before(self) -> dict[str, Any]:
+        path = self.directory / SWEEP
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be read ({error}): put it back, or choose another --workdir") from None
+
+    def _now(self) -> dict[str, Any]:
+        return {cell.name: cell.fields() for cell in self.cells}
+
+    def _check(self, before: Mapping[str, Mapping]) -> None:
+        differing = _differences(before, self._now())
         if differing:
             raise ValueError(
                 f"--workdir={self.directory} holds another sweep ({'; '.join(differing)}): choose another directory, "
                 "or set the grid back"
             )
+
+    def _open(self, add_cells: bool) -> None:
+        now = self._now()
+        before = self._before() if (self.directory / SWEEP).exists() else now
+        self._check(before)
         added = sorted(now.keys() - before.keys())
         if added and not add_cells:
             raise ValueError(
                 f"--workdir={self.directory} holds a smaller sweep, without {_listed(added)}: run with --add_cells to "
                 "add them"
             )
-        write_json(path, now)
+        write_json(self.directory / SWEEP, now)
         for cell in self.cells:
             self.workdir(cell.name).mkdir(parents=True, exist_ok=True)
             write_json(self.workdir(cell.name) / CELL, {"fields": cell.fields(), "twin": cell.twin})
@@ -71,23 +94,24 @@ class Ledger:
         folder = self.workdir(cell.name)
         if is_finished(folder, cell.run.train.steps):
             return FINISHED
-        if (folder / FAILURE).exists():
+        if failure.is_recorded(folder):
             return FAILED
         return INTERRUPTED if (folder / "config.json").exists() else PENDING
 
     def error(self, cell: Cell) -> str:
         """Why a failed cell failed; "" for others."""
-        if self.status(cell) != FAILED:
+        try:
+            return failure.read(self.workdir(cell.name)) if self.status(cell) == FAILED else ""
+        except FileNotFoundError:  # another shard has just started it again
             return ""
-        return json.loads((self.workdir(cell.name) / FAILURE).read_text())["error"]
 
     def fail(self, cell: Cell, error: str) -> None:
         """Records that the cell failed, where its own process could not."""
-        write_json(self.workdir(cell.name) / FAILURE, {"error": error})
+        failure.record(self.workdir(cell.name), cell.fields(), error)
 
     def forget_failure(self, cell: Cell) -> None:
         """A failed cell is tried again by the next start of the sweep."""
-        (self.workdir(cell.name) / FAILURE).unlink(missing_ok=True)
+        failure.forget(self.workdir(cell.name))
 
     def results(self) -> list[CellResult]:
         """All cells, for the report."""
@@ -125,17 +149,10 @@ class Ledger:
         return row
 
 
-def _read(path: Path, default: dict[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text()) if path.exists() else default
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}): put it back, or choose another --workdir") from None
-
-
 def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[str]:
     """Changed fields, once each, and cells that are gone."""
     changed: dict[str, str] = {}
-    for name in before.keys() & now.keys():
+    for name in (name for name in now if name in before):
         for field, value in now[name].items():
             if before[name].get(field) != value and not field.startswith(FREE_TO_CHANGE):
                 changed.setdefault(field, f"{field} was {before[name].get(field)!r}, is {value!r} in {name}")
@@ -162,8 +179,8 @@ def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[Text
         file.close()
         raise BlockingIOError(holder) from None
     with file:
+        file.truncate(0)
         if not shared:
-            file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()
         yield file

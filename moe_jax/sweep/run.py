@@ -13,7 +13,7 @@ from moe_jax.config.schema import DataConfig
 from moe_jax.sweep.board import Board
 from moe_jax.sweep.cells import Cell, make_cells
 from moe_jax.sweep.derive import with_fields
-from moe_jax.sweep.design import Sweep
+from moe_jax.sweep.design import Sweep, narrowed
 from moe_jax.sweep.launchers import Launcher
 from moe_jax.sweep.ledger import FINISHED, Ledger, locked
 from moe_jax.sweep.scheduler import Scheduler
@@ -62,7 +62,7 @@ def smoke(sweep: Sweep, base: ml_collections.ConfigDict) -> tuple[Sweep, ml_coll
     count = min(SMOKE_CELLS, len(sweep.points))
     spread = [sweep.points[i * (len(sweep.points) - 1) // max(count - 1, 1)] for i in range(count)]
     seeds = range(-(-SMOKE_CELLS // count))
-    return dataclasses.replace(sweep, points=spread, seeds=tuple(seeds)), base
+    return dataclasses.replace(narrowed(sweep, spread), seeds=tuple(seeds)), base
 
 
 def run_sweep(
@@ -84,7 +84,10 @@ def run_sweep(
 
 def report(ledger: Ledger, title: str, baseline: dict | None) -> Path:
     """Writes the report of the cells that are finished; raises ValueError where none is."""
-    return write_report(ledger.directory, title, ledger.results(), baseline)
+    with locked(ledger.directory / "report.lock"):  # shards may end at the same time
+        path = write_report(ledger.directory, title, ledger.results(), baseline)
+    logging.info("Report: %s", path)
+    return path
 
 
 @contextlib.contextmanager

@@ -10,11 +10,10 @@ import jax
 from absl import logging
 
 from moe_jax.config.resolve import resolve
-from moe_jax.config.schema import RunConfig, identity
-from moe_jax.sweep.ledger import CELL, FAILURE, is_held, locked
-from moe_jax.train import report, workdir
+from moe_jax.sweep import failure
+from moe_jax.sweep.ledger import CELL, is_held, locked
+from moe_jax.train import workdir
 from moe_jax.train.loop import train
-from moe_jax.train.metrics import MetricsWriter
 
 
 def run_cell(directory: Path) -> int:
@@ -25,7 +24,6 @@ def run_cell(directory: Path) -> int:
     with locked(lock):
         cell = json.loads((directory / CELL).read_text())
         _share_compiled_programs(directory.parent.parent / "compiled")
-        run = None
         try:
             run = resolve(unflatten(cell["fields"]), jax.device_count())
             if cell["twin"]:
@@ -33,8 +31,7 @@ def run_cell(directory: Path) -> int:
             return train(run, directory)
         except Exception as error:
             message = " ".join(str(error).split()) or type(error).__name__
-            workdir.write_json(directory / FAILURE, {"error": message, "kind": type(error).__name__})
-            _show_failure(directory, run)
+            failure.record(directory, cell["fields"], message)
             raise
 
 
@@ -64,12 +61,3 @@ def _share_compiled_programs(folder: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _show_failure(directory: Path, run: RunConfig | None) -> None:
-    """A run that failed before it wrote anything still appears in TensorBoard's HPARAMS, as failed."""
-    if run is None or (directory / "tensorboard").exists():
-        return
-    with MetricsWriter(directory) as writer:
-        writer.hparams(report.hparams(identity(run)), report.HPARAMS_METRICS)
-        writer.finish("failure", {})

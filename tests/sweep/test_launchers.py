@@ -1,0 +1,112 @@
+import json
+import os
+import sys
+
+import pytest
+from tiny_sweep import DEADLINE, ONE_DEVICE, ROOT, cells_of, lines, wait_until, write_text
+
+from moe_jax.sweep import launchers
+from moe_jax.sweep.launchers import LocalProcesses, Submitit, share_of_cores, share_of_gpus
+from moe_jax.sweep.ledger import Ledger
+
+
+@pytest.mark.parametrize(
+    "slots, shares",
+    [(1, [[0, 1, 4, 5, 6]]), (2, [[0, 1], [4, 5, 6]]), (5, [[0], [1], [4], [5], [6]])],
+)
+def test_slots_share_the_cores_that_this_process_may_use(monkeypatch, slots, shares):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {6, 0, 4, 1, 5}, raising=False)
+    assert [share_of_cores(slot, slots) for slot in range(slots)] == shares
+
+
+def test_more_slots_than_cores_take_turns(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    assert [share_of_cores(slot, 3) for slot in range(3)] == [[0], [1], [0]]
+
+
+def test_a_system_without_pinning_is_left_alone(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert share_of_cores(0, 2) == []
+
+
+def test_slots_share_the_gpus_that_are_listed():
+    environment = {"CUDA_VISIBLE_DEVICES": "4,5,6,7", "HOME": "/root"}
+    assert share_of_gpus(1, 2, environment) == {"CUDA_VISIBLE_DEVICES": "6,7", "HOME": "/root"}
+    assert [share_of_gpus(slot, 4, environment)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == list("4567")
+
+
+@pytest.mark.parametrize("environment", [{}, {"CUDA_VISIBLE_DEVICES": ""}])
+def test_without_gpus_the_environment_stays(environment):
+    assert share_of_gpus(1, 2, environment) == environment
+
+
+def test_gpus_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match=r"--processes=3 does not divide the 2 GPUs of CUDA_VISIBLE_DEVICES"):
+        share_of_gpus(0, 3, {"CUDA_VISIBLE_DEVICES": "0,1"})
+
+
+def test_a_jax_that_does_not_start_is_one_line(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "abacus")
+    with pytest.raises(ValueError, match=r"JAX does not start on this machine: .*abacus") as refused:
+        LocalProcesses(1).count_devices()
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture
+def cell(tmp_path, monkeypatch):
+    """A cell's work directory, and an environment in which a process has one device and finds the package."""
+    for name, value in ONE_DEVICE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])))
+    text = write_text(tmp_path / "text")
+    fields = {"data.source": f"text:{text}", "data.cache_dir": str(tmp_path / "cache")}
+    ledger = Ledger(tmp_path / "sweep", cells_of([{}], fields=fields))
+    ledger.open(add_cells=False)
+    return ledger.workdir(ledger.cells[0].name)
+
+
+def end(handle):
+    codes = []
+    wait_until(lambda: codes.append(handle.poll()) or codes[-1] is not None)
+    return codes[-1]
+
+
+@pytest.fixture
+def submitit(tmp_path):
+    """A launcher whose jobs are processes of this machine."""
+    pytest.importorskip("submitit")
+    return Submitit("local", tmp_path / "jobs", {"timeout_min": DEADLINE // 60})
+
+
+def test_submitit_runs_a_cell(cell, submitit):
+    assert end(submitit.start(cell, 0)) == 0
+    assert json.loads((cell / "summary.json").read_text())["steps"] == 8
+    assert [line["step"] for line in lines(cell) if "train/loss" in line] == list(range(1, 9))
+    assert any((cell.parent.parent / "compiled").iterdir())
+
+
+def test_a_job_that_raises_is_a_failure_and_one_that_is_lost_was_killed(cell, submitit):
+    (cell / "cell.json").write_text("{}")
+    raised = submitit.start(cell, 0)
+    lost = submitit._executor.submit(os._exit, 0)
+    lost._results_timeout_s = 0
+    assert (end(raised), end(launchers._JobHandle(lost))) == (1, -9)
+
+
+def test_parameters_that_submitit_does_not_know_are_one_line(tmp_path):
+    pytest.importorskip("submitit")
+    with pytest.raises(ValueError, match=r"--slurm: .*partitoin.*: see submitit's AutoExecutor"):
+        Submitit("local", tmp_path, {"slurm_partitoin": "gpu"})
+
+
+def test_a_machine_without_slurm_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r'--slurm: Could not detect "srun"'):
+        Submitit("slurm", tmp_path, {})
+
+
+def test_without_submitit_the_way_out_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ValueError, match=r"--slurm needs submitit: pip install 'moe_jax\[slurm\]'"):
+        Submitit("slurm", tmp_path, {})

@@ -1,0 +1,156 @@
+"""Tiny sweeps: cells of a few kB of text, and experiments/sweep.py in a process that sees one device."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from moe_jax.config import default_config
+from moe_jax.sweep.cells import make_cells
+from moe_jax.sweep.design import Sweep
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 300  # seconds for what takes ten on an idle machine
+WORDS = ("the", "router", "sends", "each", "token", "to", "one", "expert", "and", "some", "are", "dropped")
+TINY = {
+    "model.num_layers": 1,
+    "model.d_model": 16,
+    "model.d_ff": 32,
+    "model.num_heads": 2,
+    "model.num_kv_heads": 2,
+    "moe.num_experts": 4,
+    "moe.d_ff": 32,
+    "moe.group_size": 16,
+    "data.sequence_length": 16,
+    "data.batch_size": 8,
+    "data.holdout_fraction": 0.2,
+    "train.steps": 8,
+    "train.schedule": "constant",
+    "train.warmup_steps": 0,
+    "log.every": 1,
+    "eval.every": 0,
+    "eval.batches": 2,
+    "checkpoint.every": 1_000,
+}
+ONE_DEVICE = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+
+
+def base(fields=None):
+    """The tiny config, other fields changed."""
+    config = default_config()
+    config.update_from_flattened_dict(TINY | (fields or {}))
+    return config
+
+
+def cells_of(points, seeds=(0,), fields=None):
+    """The cells of a sweep without derived fields."""
+    cells, invalid = make_cells(Sweep(points, seeds), base(fields), 1)
+    assert not invalid
+    return cells
+
+
+def summary(cell):
+    """A summary.json as the cell's training writes it."""
+    names = "train_loss eval_loss eval_bits_per_byte dropped_fraction max_violation tokens_per_second"
+    numbers = dict.fromkeys([*names.split(), "training_seconds", "startup_seconds"], 1.5)
+    sizes = dict.fromkeys(["total_params", "active_params", "flops_per_token"], 7)
+    return {"steps": cell.run.train.steps, **numbers, **sizes, "data_sha256": "0" * 64}
+
+
+def finish(directory, cell):
+    """What a finished cell leaves, as far as the ledger reads it."""
+    (directory / "config.json").write_text("{}")
+    (directory / "summary.json").write_text(json.dumps(summary(cell)))
+
+
+def write_text(folder):
+    """Ten documents."""
+    random = np.random.RandomState(0)
+    folder.mkdir()
+    for i in range(10):
+        (folder / f"{i}.txt").write_text(" ".join(random.choice(WORDS, 60)))
+    return folder
+
+
+def write_config(path, fields, sweep):
+    """A file with get_config() and, if `sweep` is not empty, get_sweep() returning that expression."""
+    path.write_text(
+        "from moe_jax.config import default_config\n"
+        "from moe_jax.sweep.design import Sweep, grid\n\n\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        f"    config.update_from_flattened_dict({TINY | fields!r})\n"
+        "    return config\n" + (f"\n\ndef get_sweep():\n    return {sweep}\n" if sweep else "")
+    )
+    return path
+
+
+class Script:
+    """A script of experiments/ in a process; its output goes to a file."""
+
+    def __init__(self, name, output, config, workdir, *arguments, variables=None):
+        command = [sys.executable, ROOT / "experiments" / name, f"--config={config}", f"--workdir={workdir}"]
+        paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+        environment = {**os.environ, **ONE_DEVICE, **(variables or {}), "PYTHONPATH": paths}
+        self.output = output
+        with output.open("wb") as file:
+            self.process = subprocess.Popen([*command, *arguments], env=environment, stdout=file, stderr=file)
+
+    def end(self):
+        """Exit code, and what it said."""
+        try:
+            return self.process.wait(timeout=DEADLINE), self.output.read_text()
+        finally:
+            self.process.kill()
+
+    def until(self, condition):
+        """Waits for it; the process has to be alive meanwhile."""
+        try:
+            wait_until(lambda: self.process.poll() is not None or condition())
+            assert self.process.poll() is None, self.output.read_text()
+        except BaseException:
+            self.process.kill()
+            raise
+
+
+def wait_until(condition):
+    """Polls."""
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def error_line(output):
+    """The one line of bad input."""
+    assert "Traceback" not in output, output
+    [line] = [line for line in output.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def lines(directory):
+    """Whole lines of metrics.jsonl."""
+    path = directory / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def newest_step(directory):
+    """0 before the first."""
+    return max((line["step"] for line in lines(directory)), default=0)
+
+
+def saved_steps(directory):
+    """Steps with a whole checkpoint."""
+    folder = directory / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+
+
+def kill_cell(directory):
+    """SIGKILL for the process that works in a cell: its lock names it."""
+    words = (directory / "cell.lock").read_text().split()
+    os.kill(int(words[1]), signal.SIGKILL)
