@@ -17,7 +17,16 @@ MOE = {"moe.num_experts": 4}
 ZERO_ALLOWED = {
     *("seed", "model.head_dim", "moe.num_experts", "moe.first_dense", "moe.d_ff", "moe.num_shared_experts"),
     *("data.max_bytes", "train.warmup_steps", "train.decay_steps", "eval.every", "eval.batches"),
-    *("moe.second_threshold", "moe.jitter", "moe.balance_loss", "moe.z_loss", "train.final_learning_rate"),
+    *(
+        "moe.null_experts",
+        "moe.top_groups",
+        "moe.final_temperature",
+        "moe.temperature_steps",
+        "moe.jitter",
+        "moe.balance_loss",
+        "moe.z_loss",
+        "train.final_learning_rate",
+    ),
     *("train.b1", "train.b2", "train.weight_decay", "train.clip_norm"),
 }
 CHOICES = {
@@ -26,7 +35,9 @@ CHOICES = {
     "model.dtype": "float32, bfloat16, float64",
     "model.remat": "none, full, save_exchange",
     "moe.activation": "relu, gelu, swiglu, geglu",
-    "moe.router": "switch, gshard, top_k",
+    "moe.router": "switch, gshard, top_k, sigmoid, noisy_top_k, sinkhorn, hash, random",
+    "moe.router_dtype": "float32, bfloat16",
+    "moe.group_score": "max, top2",
     "moe.dispatcher": "einsum, capacity",
     "moe.drop_order": "position, choice, priority",
     "moe.second_expert": "always, threshold, random",
