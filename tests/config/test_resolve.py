@@ -188,7 +188,7 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ({**MOE, "moe.load_loss": 0.1}, "moe.load_loss=0.1 has no effect ... or use one of noisy_top_k"),
     (
         {**MOE, "moe.router": "sinkhorn", "moe.bias_rate": 0.1},
-        "moe.bias_rate=0.1 has no effect ...switch, gshard, top_k",
+        "moe.bias_rate=0.1 has no effect ...switch, gshard",
     ),
     ({**MOE, "moe.router": "noisy_top_k"}, "moe.top_k=1 with moe.router='noisy_top_k' ... use 2 <= moe.top_k <"),
     (
