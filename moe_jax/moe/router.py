@@ -117,16 +117,16 @@ class Router(nnx.Module):
         x = x.astype(jnp.bfloat16 if moe.router_dtype == "bfloat16" else dtype)
         if info.keys is not None and moe.jitter:
             x = x * draw_per_group(_jitter(moe.jitter), info.keys, x.shape[1:], x.dtype)
-        logits = self.logits(x, info.step)
+        logits = _round(self.logits(x, info.step))
         choices = self.choose(x, logits, info)
         gate = jnp.where(jnp.any(jnp.isnan(logits), axis=-1, keepdims=True), jnp.nan, choices.gate)
         wanted = choices.kept & info.valid[..., None] & (choices.expert < moe.num_experts)
         return Routing(
             expert=choices.expert,
-            gate=gate.astype(dtype),
+            gate=_round(gate).astype(dtype),
             wanted=wanted,
             valid=info.valid,
-            probabilities=choices.probabilities.astype(dtype),
+            probabilities=_round(choices.probabilities).astype(dtype),
             logits=logits.astype(dtype),
             smooth_load=choices.smooth_load,
         )
@@ -155,6 +155,13 @@ class Router(nnx.Module):
 def project(x: Float[Array, "G T D"], weight: nnx.Param) -> Float[Array, "G T N"]:
     """x W in the precision of x."""
     return jnp.einsum("gtd,dn->gtn", x, gather(weight, x.dtype), precision=lax.Precision.HIGHEST)
+
+
+def _round(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """What is of type bfloat16 also in value: XLA keeps more digits inside a fusion."""
+    if x.dtype != jnp.bfloat16:
+        return x
+    return lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7).astype(x.dtype)
 
 
 def _jitter(size: float):

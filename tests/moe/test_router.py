@@ -53,7 +53,10 @@ def test_switch_keeps_the_raw_probability():
     np.testing.assert_allclose(np.sum(routing.probabilities, -1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("router", "top_k"), [("switch", 1), ("gshard", 2), ("top_k", 1), ("top_k", 3)])
+@pytest.mark.parametrize(
+    ("router", "top_k"),
+    [("switch", 1), ("gshard", 2), ("top_k", 1), ("top_k", 3), ("sigmoid", 1), ("noisy_top_k", 2), ("sinkhorn", 1)],
+)
 def test_the_task_alone_moves_the_router(router, top_k):
     """The gradient of the layer's output, without any auxiliary loss, reaches the router's weights: top-1 too."""
     moe = MoEConfig(num_experts=E, router=router, top_k=top_k, d_ff=16, activation="relu", group_size=50)
