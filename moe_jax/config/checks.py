@@ -1,9 +1,11 @@
 """What a valid run satisfies, in the order a user would meet it. Each check names field, value and remedy."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from moe_jax.config.capacity import capacity
+from moe_jax.config.router_checks import check_router
+from moe_jax.config.rules import Violation, divides, one_of, positive
 from moe_jax.config.schema import RunConfig, flatten
 from moe_jax.data.sources import parse_sources
 from moe_jax.models.attention import ATTENTION
@@ -11,16 +13,13 @@ from moe_jax.models.block import REMAT
 from moe_jax.moe.dispatch import DISPATCHERS
 from moe_jax.moe.feed_forward import ACTIVATIONS
 from moe_jax.moe.plan import DROP_ORDERS
-from moe_jax.moe.router import ROUTERS
-
-
-class Violation(Exception):
-    """One broken condition; its text is the whole message."""
-
+from moe_jax.moe.routers import ROUTERS
 
 DTYPES = ("float32", "bfloat16", "float64")
 OPTIMIZERS = ("adamw", "adafactor")
 SCHEDULES = ("cosine", "rsqrt", "wsd", "constant")
+GROUP_SCORES = ("max", "top2")
+ROUTER_DTYPES = ("float32", "bfloat16")
 SECOND_EXPERT = ("always", "threshold", "random")
 TOKENIZERS = ("bytes", "bpe")
 
@@ -36,30 +35,6 @@ def check(run: RunConfig, num_devices: int) -> None:
             f"mesh.tensor={run.mesh.tensor} needs {devices} devices and {num_devices} are present: set one size to -1 "
             "to take what remains"
         )
-
-
-def positive(name: str, value: int | float) -> None:
-    """Raises unless value > 0."""
-    if not value > 0:
-        raise Violation(
-            f"{name}={value} must be positive: give {'at least 1' if isinstance(value, int) else 'more than 0'}"
-        )
-
-
-def divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
-    """Raises unless `value` is a multiple of `divisor`; names the multiples next to it."""
-    if value % divisor:
-        near = [n for n in (value // divisor * divisor, (value // divisor + 1) * divisor) if n > 0]
-        raise Violation(
-            f"{name}={value} is not a multiple of {divisor_name}={divisor}: use {name}={' or '.join(map(str, near))}, "
-            f"or change {divisor_name}"
-        )
-
-
-def one_of(name: str, value: str, known: Iterable[str]) -> None:
-    """Raises unless `value` is one of `known`, which the message lists."""
-    if value not in known:
-        raise Violation(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
 
 
 def _between(name: str, value: int | float, low: int | float, high: int | float) -> None:
@@ -89,15 +64,15 @@ def _sizes(run: RunConfig) -> None:
     _each(
         run,
         "model.num_layers model.d_model model.d_ff model.num_heads model.num_kv_heads model.head_dim model.vocab_size "
-        "model.attention_chunk model.loss_chunk moe.top_k moe.every moe.d_ff moe.group_size "
-        "moe.exchange_chunks data.sequence_length data.batch_size train.steps train.accumulate log.every "
-        "checkpoint.every checkpoint.keep mesh.data mesh.fsdp mesh.expert mesh.tensor",
+        "model.attention_chunk model.loss_chunk moe.top_k moe.every moe.d_ff moe.group_size moe.exchange_chunks "
+        "moe.expert_groups moe.sinkhorn_iterations data.sequence_length data.batch_size train.steps train.accumulate "
+        "log.every checkpoint.every checkpoint.keep mesh.data mesh.fsdp mesh.expert mesh.tensor",
         positive,
     )
     _each(
         run,
-        "moe.num_experts moe.first_dense moe.num_shared_experts data.max_bytes train.warmup_steps train.decay_steps "
-        "eval.every eval.batches",
+        "moe.num_experts moe.first_dense moe.num_shared_experts moe.null_experts moe.top_groups moe.temperature_steps "
+        "data.max_bytes train.warmup_steps train.decay_steps eval.every eval.batches",
         _not_negative,
     )
     _not_negative("seed", run.seed)
@@ -115,6 +90,8 @@ def _choices(run: RunConfig) -> None:
     one_of("moe.exchange_dtype", run.moe.exchange_dtype, ("", "float32", "bfloat16"))
     one_of("moe.dispatcher", run.moe.dispatcher, DISPATCHERS)
     one_of("moe.drop_order", run.moe.drop_order, DROP_ORDERS)
+    one_of("moe.group_score", run.moe.group_score, GROUP_SCORES)
+    one_of("moe.router_dtype", run.moe.router_dtype, ROUTER_DTYPES)
     one_of("moe.second_expert", run.moe.second_expert, SECOND_EXPERT)
     one_of("data.tokenizer", run.data.tokenizer, TOKENIZERS)
     one_of("train.optimizer", run.train.optimizer, OPTIMIZERS)
@@ -125,10 +102,10 @@ def _ranges(run: RunConfig) -> None:
     _each(
         run,
         "model.rope_theta model.norm_eps model.init_scale moe.capacity_factor moe.eval_capacity_factor "
-        "train.learning_rate train.eps",
+        "moe.routed_scaling moe.temperature train.learning_rate train.eps",
         positive,
     )
-    _each(run, "moe.balance_loss moe.z_loss train.weight_decay train.clip_norm", _not_negative)
+    _each(run, "moe.balance_loss moe.z_loss moe.final_temperature train.weight_decay train.clip_norm", _not_negative)
     _each(run, "train.final_learning_rate moe.second_threshold", lambda n, v: _between(n, v, 0, 1))
     for name, value in (("train.b1", run.train.b1), ("train.b2", run.train.b2), ("moe.jitter", run.moe.jitter)):
         if not 0 <= value < 1:
@@ -167,11 +144,6 @@ def _moe(run: RunConfig) -> None:
             f"moe.top_k={moe.top_k} is more than moe.num_experts={moe.num_experts}: a token visits an expert once, "
             "lower moe.top_k or raise moe.num_experts"
         )
-    required = ROUTERS[moe.router].required_top_k
-    if required not in (None, moe.top_k):
-        raise Violation(
-            f"moe.top_k={moe.top_k} with moe.router={moe.router!r}, which is top-{required}: use moe.router='top_k'"
-        )
     for name in ("moe.capacity_factor", "moe.eval_capacity_factor"):
         slots = capacity(getattr(moe, name.removeprefix("moe.")), moe.top_k, moe.group_size, moe.num_experts)
         if moe.exchange_chunks > slots:
@@ -183,6 +155,7 @@ def _moe(run: RunConfig) -> None:
             "moe.normalize_gates=True with moe.top_k=1 makes every gate the constant 1 and leaves the router without a "
             "gradient: set it to False"
         )
+    check_router(moe)
     if moe.first_dense + moe.every > run.model.num_layers:
         raise Violation(
             f"moe.first_dense={moe.first_dense} and moe.every={moe.every} leave no MoE layer in model.num_layers="

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from moe_jax.config.layers import MOE, segments
 from moe_jax.config.schema import RunConfig
+from moe_jax.moe.router import columns
+from moe_jax.moe.routers import ROUTERS
 
 GATED = frozenset({"swiglu", "geglu"})
 
@@ -15,7 +17,7 @@ class Counts(NamedTuple):
     """Sizes of a model."""
 
     total_params: int
-    active_params: int  # that one token meets: K of the E routed experts, everything else
+    active_params: int  # that one token meets: K of the E routed experts (less, if it takes null experts), all else
     embedding_params: int  # input embedding and, untied, the output head; part of both counts above
     flops_per_token: int  # training: forward and backward pass
 
@@ -38,15 +40,18 @@ def count(run: RunConfig) -> Counts:
     norms = 2 * D
     dense = feed_forward_params(D, model.d_ff, model.activation)
     expert = feed_forward_params(D, moe.d_ff, moe.activation)
-    outside_experts = D * moe.num_experts + moe.num_shared_experts * expert  # router and shared experts
+    router = ROUTERS[moe.router].matmul_params(D, moe)
+    router_bias = columns(moe) if moe.router_bias else 0
+    outside_experts = router + moe.num_shared_experts * expert
 
     total = active = matmul = 0
     for part in segments(run):
         for kind in part.pattern:
             routed = kind == MOE
             common = attention + (outside_experts if routed else dense)
-            total += part.repeats * (common + norms + routed * moe.num_experts * expert)
-            active += part.repeats * (common + norms + routed * moe.top_k * expert)
+            vectors = norms + routed * router_bias
+            total += part.repeats * (common + vectors + routed * moe.num_experts * expert)
+            active += part.repeats * (common + vectors + routed * moe.top_k * expert)
             matmul += part.repeats * (common + routed * moe.top_k * expert)
     table = model.vocab_size * D
     embedding = table if model.tie_embeddings else 2 * table

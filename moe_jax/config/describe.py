@@ -6,6 +6,7 @@ from moe_jax.config.capacity import capacity, effective_factor, nominal_capacity
 from moe_jax.config.counting import count
 from moe_jax.config.layers import num_moe_layers
 from moe_jax.config.schema import RunConfig, flatten
+from moe_jax.moe.routers import ROUTERS
 
 
 def describe(run: RunConfig) -> list[str]:
@@ -46,6 +47,12 @@ def warn(run: RunConfig) -> None:
         warnings.warn(
             f"moe.drop_order={moe.drop_order!r} lets later tokens take the slots of earlier ones, in a causal model: "
             "moe.drop_order='position' does not",
+            stacklevel=2,
+        )
+    if not ROUTERS[moe.router].causal:
+        warnings.warn(
+            f"moe.router={moe.router!r} lets later tokens decide where earlier ones go, in a causal model: its "
+            "training loss is too good",
             stacklevel=2,
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import ml_collections
 
-from moe_jax.config import checks
+from moe_jax.config import checks, rules
 from moe_jax.config.schema import RunConfig, flatten
 
 
@@ -30,7 +30,7 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], num_devices: 
     try:
         run = _derive(run, num_devices)
         checks.check(run, num_devices)
-    except checks.Violation as violation:
+    except rules.Violation as violation:
         raise ConfigError(str(violation)) from None
     return run
 
@@ -82,11 +82,13 @@ def _typed(name: str, value: Any, default: Any, declared: Any) -> Any:
 def _derive(run: RunConfig, num_devices: int) -> RunConfig:
     model, moe = run.model, run.moe
     if model.head_dim == 0:
-        checks.positive("model.d_model", model.d_model)
-        checks.positive("model.num_heads", model.num_heads)
-        checks.divides("model.num_heads", model.num_heads, "model.d_model", model.d_model)
+        rules.positive("model.d_model", model.d_model)
+        rules.positive("model.num_heads", model.num_heads)
+        rules.divides("model.num_heads", model.num_heads, "model.d_model", model.d_model)
         model = dataclasses.replace(model, head_dim=model.d_model // model.num_heads)
     moe = dataclasses.replace(moe, d_ff=moe.d_ff or model.d_ff, activation=moe.activation or model.activation)
+    if moe.final_temperature and not moe.temperature_steps:
+        moe = dataclasses.replace(moe, temperature_steps=run.train.steps)
     return dataclasses.replace(run, model=model, moe=moe, mesh=_complete_mesh(run.mesh, num_devices))
 
 
@@ -95,18 +97,18 @@ def _complete_mesh(mesh: Any, num_devices: int) -> Any:
     sizes = dataclasses.asdict(mesh)
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise checks.Violation(
+        raise rules.Violation(
             f"mesh.{free[1]}=-1: only one mesh size can be -1, and mesh.{free[0]} is: give mesh.{free[1]} a number"
         )
     fixed = 1
     for name, size in sizes.items():
         if name not in free:
-            checks.positive(f"mesh.{name}", size)
+            rules.positive(f"mesh.{name}", size)
             fixed *= size
     if not free:
         return mesh
     if num_devices % fixed:
-        raise checks.Violation(
+        raise rules.Violation(
             f"mesh.{free[0]}=-1: the other axes take {fixed} devices, which does not divide the {num_devices} present: "
             f"make their product a divisor of {num_devices}"
         )

@@ -37,7 +37,9 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-    """The Mixture-of-Experts layers. [identity, but for `dispatcher`, `exchange_chunks`, `eval_capacity_factor`]"""
+    """The Mixture-of-Experts layers. [identity, but for `dispatcher`, `exchange_chunks`, `eval_capacity_factor` and
+    `temperature_steps`, which follows `train.steps`]
+    """
 
     num_experts: int = 0  # routed experts a layer; 0: a dense model
     top_k: int = 1  # experts a token
@@ -53,15 +55,16 @@ class MoEConfig:
     shared_d_ff: int = 0  # hidden size of all shared experts together; 0: num_shared_experts * d_ff
     null_experts: int = 0  # further choices that lead nowhere: a token that takes one saves the computation
     expert_dropout: float = 0.0  # of the experts' hidden units, in training
-    router: str = "switch"  # see moe_jax/moe/router.py
+    router: str = "switch"  # see moe_jax/moe/routers/
     normalize_gates: bool = False  # divide the K gates by their sum (K > 1 only): a softmax over the chosen logits
     routed_scaling: float = 1.0  # multiplies the gates (DeepSeek-V2: 16, V3: 2.5)
     router_bias: bool = False  # a trained bias on the logits (GPT-OSS)
     router_dtype: str = "float32"  # of logits and softmax; bfloat16 only to reproduce how training diverges
     temperature: float = 1.0  # divides the logits, at the first step
     final_temperature: float = 0.0  # at the last step, linear in between; 0: temperature throughout
-    expert_groups: int = 1  # routers with limited groups: consecutive experts form a group (a device or a node)
-    top_groups: int = 0  # groups that a token's experts may come from; 0: all
+    temperature_steps: int = 0  # steps from the one to the other; 0: train.steps
+    expert_groups: int = 1  # top_k, sigmoid: equal runs of consecutive experts form a group (a device or a node)
+    top_groups: int = 0  # groups that a token's experts may come from; 0: no limit
     group_score: str = "max"  # what a group is chosen by: max (DeepSeek-V2) or top2 (the sum of its two best, V3)
     sinkhorn_iterations: int = 8  # sinkhorn: scalings of the assignment towards equal loads
     second_expert: str = "always"  # gshard: keep the second expert always, by threshold, or at random
@@ -181,6 +184,7 @@ NOT_IDENTITY = frozenset(
         "moe.dispatcher",
         "moe.exchange_chunks",
         "moe.eval_capacity_factor",
+        "moe.temperature_steps",
         "data.cache_dir",
         "train.steps",
         "train.profile",

@@ -10,7 +10,8 @@ from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.dispatch import DISPATCHERS
 from moe_jax.moe.feed_forward import Experts, FeedForward
 from moe_jax.moe.plan import make_plan
-from moe_jax.moe.router import ROUTERS, TokenInfo
+from moe_jax.moe.router import TokenInfo
+from moe_jax.moe.routers import ROUTERS
 from moe_jax.moe.stats import RoutingSums, routing_sums
 from moe_jax.parallel.collectives import sum_over, varying
 from moe_jax.parallel.exchange import from_experts, to_experts
@@ -37,15 +38,16 @@ class MoELayer(nnx.Module):
     ) -> tuple[Float[Array, "B L D"], RoutingSums]:
         """Output to be added to the residual stream (zeros for a token whose every choice was dropped), and statistics.
 
-        `train` picks the capacity factor.
+        `train` picks the capacity factor, and how experts are chosen where that differs (sinkhorn).
         """
         moe = self.moe
         groups = x.reshape(-1, moe.group_size, x.shape[-1])
         in_groups = lambda a: a.reshape(-1, moe.group_size)
-        routing = self.router(groups, info._replace(ids=in_groups(info.ids), valid=in_groups(info.valid)))
+        info = info._replace(ids=in_groups(info.ids), valid=in_groups(info.valid), train=train)
+        routing = self.router(groups, info)
         factor = moe.capacity_factor if train else moe.eval_capacity_factor
         slots = capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
-        plan = make_plan(routing, slots, moe.drop_order)
+        plan = make_plan(routing, slots, moe.drop_order, moe.null_experts)
 
         # From here to the sum over `tensor` every device of that axis works on its part of F. Said of the tokens, here,
         # the backward pass sums their gradients over the axis; said later, it would sum those of the larger buffers.

@@ -47,9 +47,12 @@ def priority_order(probability: Float[Array, "T"], k: int) -> Int[Array, "N"]:
 DROP_ORDERS: dict[str, Callable] = {"position": position_order, "choice": choice_order, "priority": priority_order}
 
 
-def make_plan(routing: Routing, capacity: int, drop_order: str) -> Plan:
-    """Gives slots first come, first served, in the drop order; C = `capacity` slots for each expert and group."""
-    num_experts = routing.probabilities.shape[-1]
+def make_plan(routing: Routing, capacity: int, drop_order: str, null_experts: int = 0) -> Plan:
+    """Gives slots first come, first served, in the drop order; C = `capacity` slots for each expert and group.
+
+    The last `null_experts` that the router chooses from have no slots.
+    """
+    num_experts = routing.probabilities.shape[-1] - null_experts
     order = DROP_ORDERS[drop_order]
 
     def plan_group(expert: Int[Array, "T K"], wanted: Bool[Array, "T K"], probability: Float[Array, "T"]):

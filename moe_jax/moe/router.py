@@ -1,6 +1,6 @@
-"""Routers: which experts a token goes to, and with what weight.
+"""Routers: which experts a token goes to, and with what weight. Here is what all have in common.
 
-Add a router by writing it and naming it in `ROUTERS`. The decision is a value, a `Routing`; nothing moves here.
+The routers themselves are in `moe_jax/moe/routers/`. The decision is a value, a `Routing`; nothing moves here.
 """
 
 from typing import ClassVar, NamedTuple
@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from moe_jax.config.schema import MoEConfig
+from moe_jax.moe.balance_bias import BalanceBias
 from moe_jax.parallel.sharding import gather, param
 
 
@@ -23,6 +24,7 @@ class TokenInfo(NamedTuple):
     valid: Bool[Array, "*T"]  # False: padding
     keys: Key[Array, "G"] | None  # noise of each group, for this layer; None: no noise (evaluation)
     step: Int[Array, ""]  # of training
+    train: bool = False  # for routers that choose differently in training; the layer sets it
 
 
 def plain_tokens(shape: tuple[int, ...]) -> TokenInfo:
@@ -31,118 +33,136 @@ def plain_tokens(shape: tuple[int, ...]) -> TokenInfo:
 
 
 class Routing(NamedTuple):
-    """The decision for every token of every group: K choices in descending order of probability (rank 0 first)."""
+    """The decision for every token of every group: K choices, the one that the router prefers first (rank 0).
+
+    N: the routed experts E and, behind them, the null experts, where a choice leads nowhere.
+    """
+
+    expert: Int[Array, "G T K"]  # below N
+    gate: Float[Array, "G T K"]  # weight of the choice's output in the sum
+    wanted: Bool[Array, "G T K"]  # False: a padding token, a null expert, or a choice that the router itself lets go
+    valid: Bool[Array, "G T"]  # False: a padding token, which takes no slot and counts in no statistic
+    probabilities: Float[Array, "G T N"]  # sum to 1; what the balance loss is computed from
+    logits: Float[Array, "G T N"]
+    smooth_load: Float[Array, "G T E"] | None = None  # probability of being chosen, over the noise; noisy_top_k only
+
+
+class Choices(NamedTuple):
+    """What a router decides, before padding and null experts are taken out: fields of `Routing`."""
 
     expert: Int[Array, "G T K"]
-    gate: Float[Array, "G T K"]  # weight of the choice's output in the sum
-    wanted: Bool[Array, "G T K"]  # False: a padding token, or a choice that the router itself lets go
-    valid: Bool[Array, "G T"]  # False: a padding token, which takes no slot and counts in no statistic
-    probabilities: Float[Array, "G T E"]
-    logits: Float[Array, "G T E"]
+    gate: Float[Array, "G T K"]
+    kept: Bool[Array, "G T K"]  # False: the router lets this choice go
+    probabilities: Float[Array, "G T N"]
+    smooth_load: Float[Array, "G T E"] | None = None
 
 
-def top_k_of(logits: Float[Array, "G T E"], k: int) -> tuple[Int[Array, "G T K"], Float[Array, "G T K"]]:
-    """The k experts of the highest logits (ties: the lower index first) and their softmax probabilities.
+def columns(moe: MoEConfig) -> int:
+    """N = E + null experts."""
+    return moe.num_experts + moe.null_experts
 
-    Chosen by logits, since probabilities can underflow to equal zeros; picked by a product with a one-hot matrix, whose
-    gradient is a product too and not a scatter.
-    """
-    _, expert = lax.top_k(lax.stop_gradient(logits), k)
-    picked = jax.nn.one_hot(expert, logits.shape[-1], dtype=logits.dtype)
-    return expert, jnp.sum(picked * jax.nn.softmax(logits)[..., None, :], axis=-1)
+
+def pick(values: Float[Array, "G T N"], expert: Int[Array, "G T K"]) -> Float[Array, "G T K"]:
+    """Each token's values at its experts: a product with a one-hot matrix, whose gradient is one too, not a scatter."""
+    one_hot = jax.nn.one_hot(expert, values.shape[-1], dtype=values.dtype)
+    return jnp.sum(one_hot * values[..., None, :], axis=-1)
+
+
+def draw_per_group(draw, keys: Key[Array, "G"], shape: tuple[int, ...], dtype) -> Array:
+    """One draw of `shape` for each group from its own key, so that noise does not depend on which device has it."""
+    return jax.vmap(lambda key: draw(key, shape, dtype))(keys)
+
+
+def second_keys(keys: Key[Array, "G"]) -> Key[Array, "G"]:
+    """Keys for a router's own draws, apart from those of the jitter."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
 
 
 class Router(nnx.Module):
-    """Router weights, and what all token-choice routers share. Subclasses choose in `select`."""
+    """Router weights, and the way from a token to its logits. Subclasses choose in `choose`.
 
+    In float32 at the highest matmul precision, whatever the model computes in: bfloat16 logits make training diverge
+    (Switch Transformer, section 2.4; `moe.router_dtype` reproduces it), and float32 matmuls are not float32 on TPU and
+    GPU by default.
+
+    A NaN among a token's logits makes all its gates NaN. Which experts it goes to then means nothing, and the loss, NaN
+    too, says so.
+    """
+
+    paper: ClassVar[str]  # where it comes from, with the equation
     required_top_k: ClassVar[int | None] = None  # None: any number of choices
+    causal: ClassVar[bool] = True  # False: in training a token's choices depend on later tokens
+    options: ClassVar[frozenset[str]] = frozenset(  # fields of MoEConfig that some routers use, this one among them
+        {"jitter", "router_bias", "router_dtype", "temperature", "final_temperature", "z_loss"}
+    )
 
     def __init__(
         self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ):
         self.moe = moe
-        self.weight = param(rngs, (d_model, moe.num_experts), ("embed", None), init, dtype)
+        size = columns(moe)
+        self.weight = param(rngs, (d_model, size), ("embed", None), init, dtype)
+        self.bias = param(rngs, (size,), (None,), nnx.initializers.zeros, dtype) if moe.router_bias else None
+        self.balance_bias = BalanceBias(jnp.zeros((size,), dtype)) if moe.bias_rate > 0 else None
+
+    @classmethod
+    def matmul_params(cls, d_model: int, moe: MoEConfig) -> int:
+        """Weights that every token is multiplied with."""
+        return d_model * columns(moe)
 
     def __call__(self, x: Float[Array, "G T D"], info: TokenInfo) -> Routing:
-        """Routes every token.
-
-        In float32 at the highest matmul precision, whatever the model computes in: bfloat16 logits make training
-        diverge (Switch Transformer, section 2.4), and float32 matmuls are not float32 on TPU and GPU by default.
-        """
+        """Routes every token."""
+        moe = self.moe
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        x = x.astype(dtype)
-        if info.keys is not None and self.moe.jitter:
-            x = x * _per_group(_jitter(self.moe.jitter), info.keys, x.shape[1:], dtype)
-        logits = jnp.einsum("gtd,de->gte", x, gather(self.weight, dtype), precision=lax.Precision.HIGHEST)
-        probabilities = jax.nn.softmax(logits)
-        expert, gate, kept = self.select(logits, info.keys)
-        return Routing(expert, gate, kept & info.valid[..., None], info.valid, probabilities, logits)
+        x = x.astype(jnp.bfloat16 if moe.router_dtype == "bfloat16" else dtype)
+        if info.keys is not None and moe.jitter:
+            x = x * draw_per_group(_jitter(moe.jitter), info.keys, x.shape[1:], x.dtype)
+        logits = _round(self.logits(x, info.step))
+        choices = self.choose(x, logits, info)
+        gate = jnp.where(jnp.any(jnp.isnan(logits), axis=-1, keepdims=True), jnp.nan, choices.gate)
+        wanted = choices.kept & info.valid[..., None] & (choices.expert < moe.num_experts)
+        return Routing(
+            expert=choices.expert,
+            gate=_round(gate).astype(dtype),
+            wanted=wanted,
+            valid=info.valid,
+            probabilities=_round(choices.probabilities).astype(dtype),
+            logits=logits.astype(dtype),
+            smooth_load=choices.smooth_load,
+        )
 
-    def select(
-        self, logits: Float[Array, "G T E"], keys: Key[Array, "G"] | None
-    ) -> tuple[Int[Array, "G T K"], Float[Array, "G T K"], Bool[Array, "G T K"]]:
-        """Experts, gates, and which of the choices the router keeps."""
+    def logits(self, x: Float[Array, "G T D"], step: Int[Array, ""]) -> Float[Array, "G T N"]:
+        """(x W + bias) / temperature, in the precision of x."""
+        logits = project(x, self.weight)
+        if self.bias is not None:
+            logits = logits + self.bias[...].astype(x.dtype)
+        if self.moe.temperature == 1 and not self.moe.final_temperature:
+            return logits
+        return logits / self._temperature(step).astype(x.dtype)
+
+    def choose(self, x: Float[Array, "G T D"], logits: Float[Array, "G T N"], info: TokenInfo) -> Choices:
+        """Experts and gates; `x` is what the logits were computed from."""
         raise NotImplementedError
 
-
-class Switch(Router):
-    """Switch Transformer (Fedus et al. 2021, equation 2): the most probable expert, its probability as gate.
-
-    The probability is not divided by the sum over the choices: that sum is itself, the gate would be the constant 1 and
-    the router would learn nothing from the task.
-    """
-
-    required_top_k = 1
-
-    def select(self, logits, keys):
-        """See `Router.select`."""
-        expert, gate = top_k_of(logits, 1)
-        return expert, gate, jnp.ones_like(expert, bool)
+    def _temperature(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """From `moe.temperature` at step 0 to `moe.final_temperature` at the last of `moe.temperature_steps`."""
+        first = self.moe.temperature
+        last = self.moe.final_temperature or first
+        done = jnp.clip(step / max(self.moe.temperature_steps - 1, 1), 0, 1)
+        return first + (last - first) * done
 
 
-class GShard(Router):
-    """GShard (Lepikhin et al. 2020, algorithm 1) and GLaM: the two most probable experts, gates divided by their sum.
-
-    `moe.second_expert` keeps the second expert always, from the gate `moe.second_threshold` on, or at random with
-    probability min(1, 2 * its gate) in training, always in evaluation.
-    """
-
-    required_top_k = 2
-
-    def select(self, logits, keys):
-        """See `Router.select`."""
-        expert, gate = top_k_of(logits, 2)
-        gate = gate / jnp.sum(gate, axis=-1, keepdims=True)
-        second = gate[..., 1]
-        match self.moe.second_expert:
-            case "threshold":
-                keep = second >= self.moe.second_threshold
-            case "random" if keys is not None:
-                draws = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-                keep = _per_group(jax.random.uniform, draws, second.shape[1:], gate.dtype) < 2 * second
-            case _:
-                keep = jnp.ones_like(second, bool)
-        return expert, gate, jnp.stack([jnp.ones_like(keep), keep], axis=-1)
+def project(x: Float[Array, "G T D"], weight: nnx.Param) -> Float[Array, "G T N"]:
+    """x W in the precision of x."""
+    return jnp.einsum("gtd,dn->gtn", x, gather(weight, x.dtype), precision=lax.Precision.HIGHEST)
 
 
-class TopK(Router):
-    """The K most probable experts of the softmax; gates raw (OLMoE) or divided by their sum (Mixtral, Qwen3)."""
-
-    def select(self, logits, keys):
-        """See `Router.select`."""
-        expert, gate = top_k_of(logits, self.moe.top_k)
-        if self.moe.normalize_gates:
-            gate = gate / jnp.sum(gate, axis=-1, keepdims=True)
-        return expert, gate, jnp.ones_like(expert, bool)
+def _round(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """What is of type bfloat16 also in value: XLA keeps more digits inside a fusion."""
+    if x.dtype != jnp.bfloat16:
+        return x
+    return lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7).astype(x.dtype)
 
 
 def _jitter(size: float):
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, 1 - size, 1 + size)
-
-
-def _per_group(draw, keys: Key[Array, "G"], shape: tuple[int, ...], dtype) -> Float[Array, "G ..."]:
-    """One draw of `shape` for each group from its own key, so that noise does not depend on which device has it."""
-    return jax.vmap(lambda key: draw(key, shape, dtype))(keys)
-
-
-ROUTERS: dict[str, type[Router]] = {"switch": Switch, "gshard": GShard, "top_k": TopK}

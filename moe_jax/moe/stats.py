@@ -19,7 +19,7 @@ PROBABILITY_BINS = 20  # equal parts of [0, 1]
 
 
 class RoutingSums(NamedTuple):
-    """Sums over valid tokens; any leading dimensions (layers)."""
+    """Sums over valid tokens; any leading dimensions (layers). E: null experts are among them."""
 
     tokens: Float[Array, "*M"]
     assigned: Float[Array, "*M E"]  # choices of each expert, before drops
@@ -43,7 +43,7 @@ def routing_sums(routing: Routing, plan: Plan) -> RoutingSums:
     dropped = (routing.wanted & ~plan.kept()).astype(dtype)
     chosen = jax.nn.one_hot(routing.expert, num_experts, dtype=dtype) * valid[..., None, None]
     log_z = jax.nn.logsumexp(routing.logits, axis=-1)
-    entropy = log_z - jnp.sum(routing.probabilities * routing.logits, axis=-1)
+    entropy = jnp.sum(jax.scipy.special.entr(jax.lax.stop_gradient(routing.probabilities)), axis=-1)
     return RoutingSums(
         tokens=jnp.sum(valid),
         assigned=jnp.sum(chosen, axis=(0, 1, 2)),

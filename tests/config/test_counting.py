@@ -42,6 +42,13 @@ SHAPES = {
     "top-1": {"moe.num_experts": 4},
     "every second and a rest": {**MOE, "model.num_layers": 5, "moe.every": 2},
     "first dense": {**MOE, "model.num_layers": 4, "moe.first_dense": 2},
+    "router bias": {**MOE, "moe.router_bias": True},
+    "null experts": {**MOE, "moe.null_experts": 2, "moe.router_bias": True, "moe.bias_rate": 0.001},
+    "sigmoid": {**MOE, "moe.router": "sigmoid"},
+    "noise": {**MOE, "moe.router": "noisy_top_k"},
+    "sinkhorn": {**MOE, "moe.router": "sinkhorn"},
+    "hash": {**MOE, "moe.router": "hash"},
+    "random": {**MOE, "moe.router": "random", "moe.num_shared_experts": 1},
     "shared experts": {**MOE, "moe.num_shared_experts": 2},
     "expert size": {**MOE, "moe.d_ff": 24},
     "gated experts": {**MOE, "model.num_layers": 4, "moe.every": 2, "moe.activation": "geglu"},
@@ -111,6 +118,21 @@ def test_full_shape(name):
     assert re.search(rf"published +{re.escape(total)} +{re.escape(active)}\n", header)
     assert re.search(rf"counted +{counts.total_params:,} +{counts.active_params:,}\n", header)
     assert num_params(abstract_model(run)) == counts.total_params
+
+
+def test_router_weights_by_hand():
+    """Two MoE layers, d_model 64, four experts: what the router adds to parameters and to FLOPs, 6 a weight."""
+    without = count(run_of({**MOE, "moe.router": "hash"}))
+    for fields, weights, biases in (
+        ({}, 64 * 4, 0),
+        ({"moe.router_bias": True}, 64 * 4, 4),
+        ({"moe.null_experts": 2, "moe.router_bias": True}, 64 * 6, 6),
+        ({"moe.router": "noisy_top_k"}, 2 * 64 * 4, 0),
+    ):
+        counts = count(run_of({**MOE, **fields}))
+        assert counts.total_params - without.total_params == 2 * (weights + biases)
+        assert counts.active_params - without.active_params == 2 * (weights + biases)
+        assert counts.flops_per_token - without.flops_per_token == 6 * 2 * weights
 
 
 def test_rounding_is_not_lenient():

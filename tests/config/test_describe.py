@@ -58,6 +58,7 @@ TOP_2 = {"moe.num_experts": 4, "moe.top_k": 2, "moe.router": "top_k"}
         ({"moe.num_experts": 4, "moe.drop_order": "priority"}, r"moe\.drop_order='priority' lets later tokens"),
         ({**TOP_2, "moe.drop_order": "priority"}, r"moe\.drop_order='priority' lets later tokens"),
         ({**TOP_2, "moe.drop_order": "choice"}, r"moe\.drop_order='choice' .* moe\.drop_order='position' does not"),
+        ({"moe.num_experts": 4, "moe.router": "sinkhorn"}, r"moe\.router='sinkhorn' lets later tokens decide"),
     ],
 )
 def test_warns(fields, match):

@@ -18,6 +18,7 @@ ZERO_ALLOWED = {
     *("seed", "model.head_dim", "moe.num_experts", "moe.first_dense", "moe.d_ff", "moe.num_shared_experts"),
     *("data.max_bytes", "train.warmup_steps", "train.decay_steps", "eval.every", "eval.batches"),
     *("moe.second_threshold", "moe.jitter", "moe.balance_loss", "moe.z_loss", "train.final_learning_rate"),
+    *("moe.null_experts", "moe.top_groups", "moe.final_temperature", "moe.temperature_steps"),
     *("train.b1", "train.b2", "train.weight_decay", "train.clip_norm"),
 }
 CHOICES = {
@@ -26,7 +27,9 @@ CHOICES = {
     "model.dtype": "float32, bfloat16, float64",
     "model.remat": "none, full, save_exchange",
     "moe.activation": "relu, gelu, swiglu, geglu",
-    "moe.router": "switch, gshard, top_k",
+    "moe.router": "switch, gshard, top_k, sigmoid, noisy_top_k, sinkhorn, hash, random",
+    "moe.router_dtype": "float32, bfloat16",
+    "moe.group_score": "max, top2",
     "moe.dispatcher": "einsum, capacity",
     "moe.drop_order": "position, choice, priority",
     "moe.second_expert": "always, threshold, random",
@@ -123,7 +126,8 @@ def test_zero(name, experts):
 @pytest.mark.parametrize("name", sorted(ZERO_ALLOWED))
 def test_zero_where_it_has_a_meaning(name):
     derived = {"model.head_dim": 16, "moe.d_ff": 256}
-    assert flatten(run_of({**MOE, name: 0}))[name] == derived.get(name, 0)
+    needed = {"moe.router": "gshard", "moe.top_k": 2} if name == "moe.second_threshold" else {}
+    assert flatten(run_of({**MOE, **needed, name: 0}))[name] == derived.get(name, 0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -149,6 +153,7 @@ def mesh(**sizes):
     return {f"mesh.{axis}": size for axis, size in sizes.items()}
 
 
+GROUPS = {**MOE, "moe.router": "top_k", "moe.top_k": 2, "moe.expert_groups": 2, "moe.top_groups": 1}
 IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); on 8 devices if a mesh is among them
     # model
     ({"model.num_heads": 3}, "model.d_model=64 is not a multiple of model.num_heads=3: use model.d_model=63 or 66, or"),
@@ -175,6 +180,32 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ({**MOE, "moe.top_k": 2}, "moe.top_k=2 with moe.router='switch', which is top-1: use moe.router='top_k'"),
     ({**MOE, "moe.router": "gshard"}, "moe.top_k=1 with moe.router='gshard', which is top-2: use moe.router='top_k'"),
     ({**MOE, "moe.normalize_gates": True}, "moe.normalize_gates=True with moe.top_k=1 ... set it to False"),
+    (
+        {**MOE, "moe.routed_scaling": 2.5},
+        "moe.routed_scaling=2.5 has no effect with moe.router='switch': leave it at 1.0",
+    ),
+    ({**MOE, "moe.router": "hash", "moe.jitter": 0.1}, "moe.jitter=0.1 has no effect with moe.router='hash': leave it"),
+    ({**MOE, "moe.load_loss": 0.1}, "moe.load_loss=0.1 has no effect ... or use one of noisy_top_k"),
+    (
+        {**MOE, "moe.router": "sinkhorn", "moe.bias_rate": 0.1},
+        "moe.bias_rate=0.1 has no effect ...switch, gshard",
+    ),
+    ({**MOE, "moe.router": "noisy_top_k"}, "moe.top_k=1 with moe.router='noisy_top_k' ... use 2 <= moe.top_k <"),
+    (
+        {**MOE, "moe.router": "noisy_top_k", "moe.top_k": 4},
+        "moe.top_k=4 with moe.router='noisy_top_k' and moe.num_experts=4: ... use 2 <= moe.top_k <",
+    ),
+    ({**MOE, "moe.temperature_steps": 9}, "moe.temperature_steps=9 without moe.final_temperature: set the temperature"),
+    ({**GROUPS, "moe.expert_groups": 3}, "moe.num_experts=4 is not a multiple of moe.expert_groups=3: use"),
+    ({**GROUPS, "moe.top_groups": 0}, "moe.expert_groups=2, moe.top_groups=0 and ... limit nothing: use 0 < moe.top"),
+    ({**GROUPS, "moe.top_groups": 2}, "moe.expert_groups=2, moe.top_groups=2 and ... limit nothing: use 0 < moe.top"),
+    ({**GROUPS, "moe.expert_groups": 1}, "moe.expert_groups=1, moe.top_groups=1 and ... limit nothing: use 0 < moe.t"),
+    ({**GROUPS, "moe.top_k": 3}, "moe.top_k=3 is more than the experts of moe.top_groups=1 groups of 2: raise"),
+    (
+        {**GROUPS, "moe.expert_groups": 4, "moe.top_k": 1, "moe.group_score": "top2"},
+        "moe.group_score='top2' with groups of one expert (moe.expert_groups=4): use 'max'",
+    ),
+    ({**GROUPS, "moe.null_experts": 1}, "moe.null_experts=1 with moe.expert_groups=2: ... use one or the other"),
     ({**MOE, "moe.every": 3}, "moe.first_dense=0 and moe.every=3 leave no MoE layer in model.num_layers=2: lower one"),
     (
         {**MOE, "moe.first_dense": 2},
@@ -285,6 +316,10 @@ def test_impossible(fields, line):
 def test_derived_fields():
     run = run_of({"model.d_ff": 96, "model.activation": "geglu", "mesh.tensor": 2, "mesh.fsdp": -1}, num_devices=8)
     assert (run.model.head_dim, run.moe.d_ff, run.moe.activation, run.mesh.fsdp) == (16, 96, "geglu", 4)
+    anneal = {**MOE, "moe.final_temperature": 0.5, "train.steps": 70}
+    assert run_of(anneal).moe.temperature_steps == 70
+    assert run_of({**anneal, "moe.temperature_steps": 20}).moe.temperature_steps == 20
+    assert run.moe.temperature_steps == 0
     given = {"model.head_dim": 8, "moe.d_ff": 32, "moe.activation": "relu"}
     assert flatten(run_of(given)).items() >= given.items()
 

@@ -7,7 +7,8 @@ from one_device import apply, make_layer, on_one_device
 
 from moe_jax.config import MoEConfig
 from moe_jax.models.decoder import fan_in_init
-from moe_jax.moe.router import ROUTERS, Routing, plain_tokens, top_k_of
+from moe_jax.moe.router import Routing, plain_tokens
+from moe_jax.moe.routers import ROUTERS
 
 D, E = 8, 6
 
@@ -25,16 +26,24 @@ def x_of(groups=2, tokens=50, dtype=np.float32):
     return jnp.asarray(np.random.default_rng(0).normal(size=(groups, tokens, D)), dtype)
 
 
+def route_logits(moe: MoEConfig, logits) -> Routing:
+    """One group of tokens with these logits [T, E]."""
+    logits = jnp.asarray(logits)
+    x = jnp.eye(logits.shape[0], D)[None]
+    return route(moe, x, jnp.zeros((D, logits.shape[1])).at[: logits.shape[0]].set(logits))
+
+
 def test_ties_go_to_the_lower_index():
-    expert, probability = top_k_of(jnp.log(jnp.array([[[0.25, 0.25, 0.25, 0.25], [0.1, 0.4, 0.1, 0.4]]])), 3)
-    np.testing.assert_array_equal(expert, [[[0, 1, 2], [1, 3, 0]]])
-    np.testing.assert_allclose(probability, [[[0.25, 0.25, 0.25], [0.4, 0.4, 0.1]]], rtol=1e-6)
+    moe = MoEConfig(num_experts=4, router="top_k", top_k=3)
+    routing = route_logits(moe, np.log([[0.25, 0.25, 0.25, 0.25], [0.1, 0.4, 0.1, 0.4]]))
+    np.testing.assert_array_equal(routing.expert, [[[0, 1, 2], [1, 3, 0]]])
+    np.testing.assert_allclose(routing.gate, [[[0.25, 0.25, 0.25], [0.4, 0.4, 0.1]]], rtol=1e-6)
 
 
 def test_experts_are_told_apart_where_their_probabilities_underflow():
-    expert, probability = top_k_of(jnp.array([[[0.0, -200.0, -150.0]]]), 2)
-    np.testing.assert_array_equal(expert, [[[0, 2]]])
-    np.testing.assert_array_equal(probability, [[[1, 0]]])
+    routing = route_logits(MoEConfig(num_experts=3, router="top_k", top_k=2), [[0.0, -200.0, -150.0]])
+    np.testing.assert_array_equal(routing.expert, [[[0, 2]]])
+    np.testing.assert_array_equal(routing.gate, [[[1, 0]]])
 
 
 def test_switch_keeps_the_raw_probability():
@@ -44,7 +53,10 @@ def test_switch_keeps_the_raw_probability():
     np.testing.assert_allclose(np.sum(routing.probabilities, -1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("router", "top_k"), [("switch", 1), ("gshard", 2), ("top_k", 1), ("top_k", 3)])
+@pytest.mark.parametrize(
+    ("router", "top_k"),
+    [("switch", 1), ("gshard", 2), ("top_k", 1), ("top_k", 3), ("sigmoid", 1), ("noisy_top_k", 2), ("sinkhorn", 1)],
+)
 def test_the_task_alone_moves_the_router(router, top_k):
     """The gradient of the layer's output, without any auxiliary loss, reaches the router's weights: top-1 too."""
     moe = MoEConfig(num_experts=E, router=router, top_k=top_k, d_ff=16, activation="relu", group_size=50)

@@ -1,0 +1,69 @@
+"""What a router can use of `moe`: a field without effect is refused, not ignored."""
+
+from moe_jax.config.rules import Violation, divides
+from moe_jax.config.schema import MoEConfig
+from moe_jax.moe.routers import ROUTERS
+
+
+def check_router(moe: MoEConfig) -> None:
+    """Raises Violation on the first field that `moe.router` cannot use, or not so."""
+    router = ROUTERS[moe.router]
+    if router.required_top_k not in (None, moe.top_k):
+        raise Violation(
+            f"moe.top_k={moe.top_k} with moe.router={moe.router!r}, which is top-{router.required_top_k}: use "
+            "moe.router='top_k'"
+        )
+    _only_its_options(moe)
+    _temperature(moe)
+    _groups(moe)
+    if moe.router == "noisy_top_k" and not 2 <= moe.top_k < moe.num_experts:
+        raise Violation(
+            f"moe.top_k={moe.top_k} with moe.router='noisy_top_k' and moe.num_experts={moe.num_experts}: a single gate "
+            "is the constant 1, and the load needs an expert that is not chosen: use 2 <= moe.top_k < moe.num_experts"
+        )
+
+
+def _only_its_options(moe: MoEConfig) -> None:
+    defaults = MoEConfig()
+    for name in sorted(frozenset().union(*(router.options for router in ROUTERS.values()))):
+        value, default = getattr(moe, name), getattr(defaults, name)
+        if value != default and name not in ROUTERS[moe.router].options:
+            able = ", ".join(known for known, router in ROUTERS.items() if name in router.options)
+            raise Violation(
+                f"moe.{name}={value!r} has no effect with moe.router={moe.router!r}: leave it at {default!r}, or use "
+                f"one of {able}"
+            )
+
+
+def _temperature(moe: MoEConfig) -> None:
+    if moe.temperature_steps and not moe.final_temperature:
+        raise Violation(
+            f"moe.temperature_steps={moe.temperature_steps} without moe.final_temperature: set the temperature to go to"
+        )
+
+
+def _groups(moe: MoEConfig) -> None:
+    limited = 0 < moe.top_groups < moe.expert_groups
+    if not limited and (moe.expert_groups, moe.top_groups, moe.group_score) != (1, 0, "max"):
+        raise Violation(
+            f"moe.expert_groups={moe.expert_groups}, moe.top_groups={moe.top_groups} and moe.group_score="
+            f"{moe.group_score!r} limit nothing: use 0 < moe.top_groups < moe.expert_groups, or leave all three alone"
+        )
+    if not limited:
+        return
+    divides("moe.expert_groups", moe.expert_groups, "moe.num_experts", moe.num_experts)
+    size = moe.num_experts // moe.expert_groups
+    if moe.top_k > moe.top_groups * size:
+        raise Violation(
+            f"moe.top_k={moe.top_k} is more than the experts of moe.top_groups={moe.top_groups} groups of {size}: "
+            "raise moe.top_groups"
+        )
+    if moe.group_score == "top2" and size < 2:
+        raise Violation(
+            f"moe.group_score='top2' with groups of one expert (moe.expert_groups={moe.expert_groups}): use 'max'"
+        )
+    if moe.null_experts:
+        raise Violation(
+            f"moe.null_experts={moe.null_experts} with moe.expert_groups={moe.expert_groups}: null experts are in no "
+            "group, use one or the other"
+        )

@@ -1,0 +1,18 @@
+"""Every router by its name in a config. Add one by writing it in a file of this package and naming it in `ROUTERS`."""
+
+from moe_jax.moe.router import Router
+from moe_jax.moe.routers.controls import Hash, Random
+from moe_jax.moe.routers.noisy_top_k import NoisyTopK
+from moe_jax.moe.routers.sinkhorn import Sinkhorn
+from moe_jax.moe.routers.top_k import GShard, Sigmoid, Switch, TopK
+
+ROUTERS: dict[str, type[Router]] = {
+    "switch": Switch,
+    "gshard": GShard,
+    "top_k": TopK,
+    "sigmoid": Sigmoid,
+    "noisy_top_k": NoisyTopK,
+    "sinkhorn": Sinkhorn,
+    "hash": Hash,
+    "random": Random,
+}

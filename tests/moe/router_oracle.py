@@ -1,0 +1,95 @@
+"""Token-choice routers as loops over groups, tokens and experts in NumPy, float64, after their papers' equations."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from moe_jax.config import MoEConfig
+
+
+class Expected(NamedTuple):
+    expert: np.ndarray  # [G, T, K]
+    gate: np.ndarray  # [G, T, K]
+    probabilities: np.ndarray  # [G, T, N]
+    smooth_load: np.ndarray  # [G, T, N]; zeros but for noisy_top_k
+
+
+def softmax(logits):
+    e = np.exp(logits - logits.max())
+    return e / e.sum()
+
+
+def best(scores, k):
+    """Indices of the k largest, the lower index first among equals."""
+    return sorted(range(len(scores)), key=lambda e: (-scores[e], e))[:k]
+
+
+def within_groups(scores, moe: MoEConfig):
+    """Scores of the experts in a token's best groups, -inf elsewhere (DeepSeek-V2 section 2.2.2, V3 section 2.1.2)."""
+    size = moe.num_experts // moe.expert_groups
+    members = [range(g * size, (g + 1) * size) for g in range(moe.expert_groups)]
+    terms = 2 if moe.group_score == "top2" else 1
+    group_scores = [sum(sorted(scores[e] for e in group)[-terms:]) for group in members]
+    allowed = [e for g in best(group_scores, moe.top_groups) for e in members[g]]
+    return [scores[e] if e in allowed else -np.inf for e in range(len(scores))]
+
+
+def plain_top_k(logits, bias, moe: MoEConfig):
+    """One token of switch, gshard, top_k and sigmoid: DeepSeek-V3's equations 12 to 16, with softmax for the others."""
+    scores = 1 / (1 + np.exp(-logits)) if moe.router == "sigmoid" else softmax(logits)
+    ranked = scores + bias
+    chosen = best(within_groups(ranked, moe) if moe.expert_groups > 1 else ranked, moe.top_k)
+    gate = scores[chosen]
+    if moe.normalize_gates or moe.router == "gshard":
+        gate = gate / gate.sum()
+    return chosen, gate * moe.routed_scaling, scores / scores.sum()
+
+
+def kth_excluding(values, k, i):
+    """The k-th largest of all components but the i-th (Shazeer et al. 2017, appendix A)."""
+    return sorted((v for j, v in enumerate(values) if j != i), reverse=True)[k - 1]
+
+
+def noisy_top_k(clean, raw_deviation, noise, k):
+    """One token: Shazeer et al. 2017, equations 3 to 5, 8 and 9."""
+    deviation = np.log1p(np.exp(raw_deviation))
+    noisy = clean + noise * deviation
+    chosen = best(noisy, k)
+    load = [
+        (1 + math.erf((clean[i] - kth_excluding(noisy, k, i)) / deviation[i] / math.sqrt(2))) / 2
+        for i in range(len(clean))
+    ]
+    return chosen, softmax(noisy[chosen]), softmax(noisy), load
+
+
+def sinkhorn(logits, valid, iterations):
+    """[T, E]: exp(logits) of the valid tokens with rows scaled to sums of 1 and columns to T / E, in turn."""
+    matrix = np.exp(logits)
+    for _ in range(iterations):
+        matrix = matrix / matrix.sum(axis=1, keepdims=True)
+        matrix = matrix * valid.sum() / logits.shape[1] / matrix[valid].sum(axis=0)
+    return matrix
+
+
+def route(moe: MoEConfig, weights, x, valid, noise, step, train) -> Expected:
+    """`weights`: weight [D, N] and, where the router has them, bias [N], noise [D, N], balance_bias [N]."""
+    zeros = np.zeros(weights["weight"].shape[1])
+    last = moe.final_temperature or moe.temperature
+    done = min(step / (moe.temperature_steps - 1), 1) if moe.temperature_steps else 0
+    temperature = moe.temperature + (last - moe.temperature) * done
+    rows = []
+    for group, group_valid, group_noise in zip(x, valid, noise, strict=True):
+        logits = (group @ weights["weight"] + weights.get("bias", zeros)) / temperature
+        assignment = sinkhorn(logits, group_valid, moe.sinkhorn_iterations)
+        for t, token in enumerate(group):
+            if moe.router == "noisy_top_k":
+                row = noisy_top_k(logits[t], token @ weights["noise"], group_noise[t], moe.top_k)
+            else:
+                row = (*plain_top_k(logits[t], weights.get("balance_bias", zeros), moe), zeros)
+            if moe.router == "sinkhorn" and train:
+                chosen = best(assignment[t], moe.top_k)
+                row = (chosen, softmax(logits[t])[chosen], *row[2:])
+            rows.append(row)
+    shaped = [np.array(column).reshape(*x.shape[:2], -1) for column in zip(*rows, strict=True)]
+    return Expected(*shaped)

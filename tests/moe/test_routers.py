@@ -1,0 +1,126 @@
+"""Every learned router against loops in NumPy: choices, gates, probabilities, and gradients by finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import router_oracle
+from flax import nnx
+from one_device import on_one_device
+
+from moe_jax.config import MoEConfig
+from moe_jax.models.decoder import fan_in_init
+from moe_jax.moe.router import TokenInfo
+from moe_jax.moe.routers import ROUTERS
+
+G, T, D, E = 2, 6, 4, 8
+STEP = 30
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def config(router="top_k", top_k=2, **fields) -> MoEConfig:
+    return MoEConfig(num_experts=E, router=router, top_k=top_k, **fields)
+
+
+DEEPSEEK_V2 = dict(expert_groups=4, top_groups=2, routed_scaling=1.6)
+DEEPSEEK_V3 = dict(DEEPSEEK_V2, group_score="top2", normalize_gates=True, bias_rate=0.001)
+CASES = {  # moe, train
+    "switch": (config("switch", 1), True),
+    "switch, balance bias": (config("switch", 1, bias_rate=0.001), True),
+    "gshard, balance bias": (config("gshard", 2, bias_rate=0.001), True),
+    "raw": (config(top_k=3, routed_scaling=3.0), True),
+    "normalized, trained bias": (config(top_k=3, normalize_gates=True, router_bias=True), True),
+    "temperature": (config(temperature=2.0, final_temperature=0.5, temperature_steps=41), True),
+    "temperature at its end": (config(temperature=2.0, final_temperature=0.5, temperature_steps=11), True),
+    "DeepSeek-V2": (config(top_k=3, **DEEPSEEK_V2), True),
+    "softmax by two of a group": (config(top_k=3, **DEEPSEEK_V2, group_score="top2"), True),
+    "null experts": (config(top_k=3, null_experts=3, normalize_gates=True, bias_rate=0.001), True),
+    "sigmoid": (config("sigmoid", 1), True),
+    "sigmoid, null experts": (config("sigmoid", 3, null_experts=2), True),
+    "DeepSeek-V3": (config("sigmoid", 3, **DEEPSEEK_V3), True),
+    "DeepSeek-V3, best of a group": (config("sigmoid", 3, **{**DEEPSEEK_V3, "group_score": "max"}), True),
+    "noise": (config("noisy_top_k", 2), True),
+    "noise, all but one": (config("noisy_top_k", E - 1), True),
+    "noise, evaluation": (config("noisy_top_k", 3), False),
+    "sinkhorn": (config("sinkhorn", 1, sinkhorn_iterations=3), True),
+    "sinkhorn, two": (config("sinkhorn", 2, sinkhorn_iterations=1), True),
+    "sinkhorn, evaluation": (config("sinkhorn", 2), False),
+}
+
+
+def make_router(moe, seed=0):
+    """Its structure, and weights none of which is zero."""
+    graphdef, weights = nnx.split(ROUTERS[moe.router](D, moe, fan_in_init(1.0), nnx.Rngs(params=0), jnp.float64))
+    rng = np.random.default_rng(seed)
+    return graphdef, {name: rng.normal(size=w.shape) for name, w in nnx.to_pure_dict(weights).items()}
+
+
+def inputs():
+    rng = np.random.default_rng(1)
+    valid = rng.random((G, T)) > 0.25
+    return rng.normal(size=(G, T, D)), valid
+
+
+def noise_of(moe, train):
+    """Keys, and what a router draws from them."""
+    if not train:
+        return None, np.zeros((G, T, E + moe.null_experts))
+    keys = jax.random.split(jax.random.key(5), G)
+    draw = lambda key: jax.random.normal(jax.random.fold_in(key, 1), (T, E + moe.null_experts), jnp.float64)
+    return keys, np.asarray(jax.vmap(draw)(keys))
+
+
+def slopes(f, array, step=1e-6):
+    """Central differences of f(array), entry by entry."""
+    out = np.zeros_like(array)
+    for index in np.ndindex(array.shape):
+        moved = [array.copy(), array.copy()]
+        moved[0][index] += step
+        moved[1][index] -= step
+        out[index] = (f(moved[0]) - f(moved[1])) / (2 * step)
+    return out
+
+
+@pytest.mark.parametrize(("moe", "train"), CASES.values(), ids=CASES)
+def test_equals_loops_over_tokens_and_experts(moe, train):
+    graphdef, weights = make_router(moe)
+    x, valid = inputs()
+    keys, noise = noise_of(moe, train)
+    expected = router_oracle.route(moe, weights, x, valid, noise, STEP, train)
+    rng = np.random.default_rng(2)
+    factors = [rng.normal(size=part.shape) for part in expected[1:]]  # of gates, probabilities and smooth loads
+    info = TokenInfo(jnp.zeros((G, T), jnp.int32), jnp.asarray(valid), keys, jnp.int32(STEP), train)
+
+    def weighed(weights, x):
+        routing = nnx.merge(graphdef, weights)(x, info)
+        parts = routing.gate, routing.probabilities, routing.smooth_load
+        return sum(jnp.sum(a * f) for a, f in zip(parts, factors, strict=True) if a is not None), routing
+
+    gradients = jax.jit(jax.grad(on_one_device(weighed), argnums=(0, 1), has_aux=True))
+    (d_weights, dx), routing = gradients(weights, x)
+    close = lambda actual, wanted: np.testing.assert_allclose(actual, wanted, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(routing.expert, expected.expert)
+    np.testing.assert_array_equal(routing.wanted, valid[..., None] & (expected.expert < E))
+    close(routing.gate, expected.gate)
+    close(routing.probabilities, expected.probabilities)
+    assert (routing.smooth_load is not None) == (moe.router == "noisy_top_k")
+    if routing.smooth_load is not None:
+        close(routing.smooth_load, expected.smooth_load)
+        if not train:  # an expert's own noise keeps it among the K more often than not
+            np.testing.assert_array_equal(np.sum(routing.smooth_load > 0.5, axis=-1), moe.top_k)
+
+    def by_loops(name, array):
+        changed = {**weights, "x": x, name: array}
+        parts = router_oracle.route(moe, changed, changed["x"], valid, noise, STEP, train)[1:]
+        return sum(np.sum(a * f) for a, f in zip(parts, factors, strict=True))
+
+    for name, gradient in {**d_weights, "x": dx}.items():
+        array = x if name == "x" else weights[name]
+        by_differences = slopes(lambda moved, name=name: by_loops(name, moved), array)
+        np.testing.assert_allclose(gradient, by_differences, rtol=1e-6, atol=1e-7, err_msg=name)
+        assert np.any(gradient != 0) == (name != "balance_bias")
