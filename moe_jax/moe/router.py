@@ -128,7 +128,7 @@ class Router(nnx.Module):
             valid=info.valid,
             probabilities=_round(choices.probabilities).astype(dtype),
             logits=logits.astype(dtype),
-            smooth_load=choices.smooth_load,
+            smooth_load=None if choices.smooth_load is None else choices.smooth_load.astype(dtype),
         )
 
     def logits(self, x: Float[Array, "G T D"], step: Int[Array, ""]) -> Float[Array, "G T N"]:
