@@ -38,16 +38,17 @@ def count(run: RunConfig) -> Counts:
     norms = 2 * D
     dense = feed_forward_params(D, model.d_ff, model.activation)
     expert = feed_forward_params(D, moe.d_ff, moe.activation)
-    outside_experts = D * moe.num_experts + moe.num_shared_experts * expert  # router and shared experts
+    shared = feed_forward_params(D, moe.shared_d_ff, moe.activation)
 
     total = active = matmul = 0
     for part in segments(run):
         for kind in part.pattern:
             routed = kind == MOE
-            common = attention + (outside_experts if routed else dense)
-            total += part.repeats * (common + norms + routed * moe.num_experts * expert)
-            active += part.repeats * (common + norms + routed * moe.top_k * expert)
-            matmul += part.repeats * (common + routed * moe.top_k * expert)
+            router = D * part.moe.num_experts
+            common = attention + (router + shared if routed else dense)
+            total += part.repeats * (common + norms + routed * part.moe.num_experts * expert)
+            active += part.repeats * (common + norms + routed * part.moe.top_k * expert)
+            matmul += part.repeats * (common + routed * part.moe.top_k * expert)
     table = model.vocab_size * D
     embedding = table if model.tie_embeddings else 2 * table
     scores = 12 * run.data.sequence_length * model.num_heads * model.head_dim * model.num_layers

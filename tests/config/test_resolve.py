@@ -18,6 +18,7 @@ ZERO_ALLOWED = {
     *("seed", "model.head_dim", "moe.num_experts", "moe.first_dense", "moe.d_ff", "moe.num_shared_experts"),
     *("data.max_bytes", "train.warmup_steps", "train.decay_steps", "eval.every", "eval.batches"),
     *("moe.second_threshold", "moe.jitter", "moe.balance_loss", "moe.z_loss", "train.final_learning_rate"),
+    *("moe.shared_d_ff", "moe.importance_loss", "moe.load_loss", "moe.bias_rate", "moe.bias_steps"),
     *("train.b1", "train.b2", "train.weight_decay", "train.clip_norm"),
 }
 CHOICES = {
@@ -30,6 +31,8 @@ CHOICES = {
     "moe.dispatcher": "einsum, capacity",
     "moe.drop_order": "position, choice, priority",
     "moe.second_expert": "always, threshold, random",
+    "moe.balance_scope": "micro_batch, sequence, global_batch",
+    "moe.bias_update": "sign, proportional",
     "data.tokenizer": "bytes, bpe",
     "train.optimizer": "adamw, adafactor",
     "train.schedule": "cosine, rsqrt, wsd, constant",
