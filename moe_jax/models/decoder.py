@@ -107,7 +107,7 @@ def _group_keys(key: Key[Array, ""], groups: int) -> Key[Array, "G"]:
     return jax.vmap(lambda group: jax.random.fold_in(key, group))(first + jnp.arange(groups))
 
 
-def as_variables(variables: PyTree, by_segment: Sequence[Float[Array, "M E"]]) -> PyTree:
+def as_variables(variables: PyTree, by_segment: Sequence[Float[Array, "_M _E"]]) -> PyTree:
     """Values of MoE layers, ordered like the routing sums of `Decoder.hidden`, as a tree like `variables`.
 
     `variables`: those of one kind as a nested dict, one for each MoE layer of a pattern and stacked over its repeats,

@@ -78,7 +78,7 @@ class AuxiliaryLosses(NamedTuple):
 
 
 def auxiliary_losses(
-    moe: MoEConfig, sums: Sequence[RoutingSums], before: Sequence[Float[Array, "M E"]] | None = None
+    moe: MoEConfig, sums: Sequence[RoutingSums], before: Sequence[Float[Array, "_M _E"]] | None = None
 ) -> AuxiliaryLosses:
     """Of layers whose sums come in parts, [M, ...] each; zeros without any.
 

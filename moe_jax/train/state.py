@@ -25,7 +25,7 @@ class TrainState(NamedTuple):
     params: PyTree
     balance_bias: PyTree  # likewise, of its `BalanceBias`es; empty without moe.bias_rate
     opt_state: optax.OptState
-    window: tuple[Float[Array, "M E"], ...]  # choices of each expert since the last log.every-th step, by segment
+    window: tuple[Float[Array, "_M _E"], ...]  # choices of each expert since the last log.every-th step, by segment
 
     @property
     def variables(self) -> "Variables":

@@ -82,7 +82,7 @@ def make_train_step(
     return step
 
 
-def _move_biases(state: TrainState, counts: Sequence[Float[Array, "M E"]], moe: MoEConfig) -> PyTree:
+def _move_biases(state: TrainState, counts: Sequence[Float[Array, "_M _E"]], moe: MoEConfig) -> PyTree:
     """The balance biases after a step with these choices of each expert."""
     if not jax.tree.leaves(state.balance_bias):
         return state.balance_bias
@@ -91,14 +91,14 @@ def _move_biases(state: TrainState, counts: Sequence[Float[Array, "M E"]], moe: 
 
 
 def _add_to_window(
-    state: TrainState, counts: Sequence[Float[Array, "M E"]], length: int
-) -> tuple[Float[Array, "M E"], ...]:
+    state: TrainState, counts: Sequence[Float[Array, "_M _E"]], length: int
+) -> tuple[Float[Array, "_M _E"], ...]:
     """Choices of each expert since the last step whose number is a multiple of `length`, this step's included."""
     before = [jnp.where(state.step % length == 0, 0, window) for window in state.window]
     return tuple(old + new.astype(old.dtype) for old, new in zip(before, counts, strict=True))
 
 
-def _max_violation(counts: Sequence[Float[Array, "M E"]]) -> Float[Array, "M"] | None:
+def _max_violation(counts: Sequence[Float[Array, "_M _E"]]) -> Float[Array, "M"] | None:
     """Of all MoE layers; None: there are none."""
     return jnp.concatenate([max_violation(part) for part in counts]) if counts else None
 
@@ -128,7 +128,7 @@ def _make_loss(run: RunConfig, mesh: Mesh, model: Model) -> Callable:
         key: Key[Array, ""],
         step_tokens: Array,
         micro_batches: int,
-        before: Sequence[Float[Array, "M E"]] | None,
+        before: Sequence[Float[Array, "_M _E"]] | None,
     ):
         nll, sums = over_mesh(variables._replace(params=params), batch, key)
         share = lambda tree: jax.tree.map(lambda x: x / micro_batches, tree)

@@ -82,6 +82,10 @@ def test_pieces_micro_batches_and_wire_precision_are_in_the_contract(fields):
     [
         ({"fsdp": 4, "tensor": 2}, {"moe.num_experts": 0, "moe.top_k": 1}),
         ({"fsdp": 2, "expert": 2, "tensor": 2}, {"model.tie_embeddings": True, "moe.num_shared_experts": 2}),
+        (
+            {"data": 4, "expert": 2},
+            {"moe.num_experts_by_layer": (4, 8), "moe.bias_rate": 0.1, "moe.balance_scope": "sequence"},
+        ),
         ({"fsdp": 4, "expert": 2}, {"model.dtype": "bfloat16", "moe.first_dense": 1, "moe.every": 1}),
     ],
     ids=str,

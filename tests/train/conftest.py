@@ -36,7 +36,7 @@ TINY = {
     "checkpoint.every": 4,
 }
 
-SHAPE_OF_MOE = ("moe.num_experts", "moe.d_ff")
+SHAPE_OF_MOE = ("moe.num_experts", "moe.d_ff", "moe.num_experts_by_layer")
 
 
 @pytest.fixture(scope="session", autouse=True)

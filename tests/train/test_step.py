@@ -172,6 +172,7 @@ def test_the_loss_weighs_each_auxiliary_loss_by_its_own_coefficient(set_up_once)
         return values, [pull(cotangent)[0] for cotangent in basis], sums
 
     values, gradients, (sums,) = jax.device_get(parts_and_gradients(state.params))
+    sums = jax.tree.map(jnp.asarray, sums)
     weigh = lambda cross_entropy, balance, z, importance: cross_entropy + 0.3 * balance + 0.07 * z + 0.2 * importance
     np.testing.assert_allclose(values[0], weigh(*values[1:]), rtol=1e-6)
     assert_close(gradients[0], jax.tree.map(weigh, *gradients[1:]), rtol=1e-4)
