@@ -13,7 +13,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from moe_jax.config.schema import MoEConfig
-from moe_jax.moe.balance_bias import BalanceBias
 from moe_jax.parallel.sharding import gather, param
 
 
@@ -40,19 +39,15 @@ class Routing(NamedTuple):
     valid: Bool[Array, "G T"]  # False: a padding token, which takes no slot and counts in no statistic
     probabilities: Float[Array, "G T E"]
     logits: Float[Array, "G T E"]
-    smooth_load: Float[Array, "G T E"] | None = None  # probability of being chosen under new noise (noisy_top_k)
 
 
-def top_k_of(
-    logits: Float[Array, "G T E"], k: int, bias: Float[Array, "E"] | None = None
-) -> tuple[Int[Array, "G T K"], Float[Array, "G T K"]]:
+def top_k_of(logits: Float[Array, "G T E"], k: int) -> tuple[Int[Array, "G T K"], Float[Array, "G T K"]]:
     """The k experts of the highest logits (ties: the lower index first) and their softmax probabilities.
 
     Chosen by logits, since probabilities can underflow to equal zeros; picked by a product with a one-hot matrix, whose
     gradient is a product too and not a scatter.
     """
-    scores = logits if bias is None else jax.nn.softmax(logits) + bias
-    _, expert = lax.top_k(lax.stop_gradient(scores), k)
+    _, expert = lax.top_k(lax.stop_gradient(logits), k)
     picked = jax.nn.one_hot(expert, logits.shape[-1], dtype=logits.dtype)
     return expert, jnp.sum(picked * jax.nn.softmax(logits)[..., None, :], axis=-1)
 
@@ -61,14 +56,12 @@ class Router(nnx.Module):
     """Router weights, and what all token-choice routers share. Subclasses choose in `select`."""
 
     required_top_k: ClassVar[int | None] = None  # None: any number of choices
-    has_smooth_load: ClassVar[bool] = False  # its routings have a `smooth_load`
 
     def __init__(
         self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
     ):
         self.moe = moe
         self.weight = param(rngs, (d_model, moe.num_experts), ("embed", None), init, dtype)
-        self.balance_bias = BalanceBias(jnp.zeros((moe.num_experts,), dtype)) if moe.bias_rate else None
 
     def __call__(self, x: Float[Array, "G T D"], info: TokenInfo) -> Routing:
         """Routes every token.
@@ -137,8 +130,7 @@ class TopK(Router):
 
     def select(self, logits, keys):
         """See `Router.select`."""
-        bias = None if self.balance_bias is None else self.balance_bias[...]
-        expert, gate = top_k_of(logits, self.moe.top_k, bias)
+        expert, gate = top_k_of(logits, self.moe.top_k)
         if self.moe.normalize_gates:
             gate = gate / jnp.sum(gate, axis=-1, keepdims=True)
         return expert, gate, jnp.ones_like(expert, bool)
