@@ -15,8 +15,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe_jax.config.capacity import capacity
-from moe_jax.config.layers import num_moe_layers
-from moe_jax.config.schema import RunConfig
+from moe_jax.config.layers import moe_segments
+from moe_jax.config.schema import MoEConfig, RunConfig
 from moe_jax.parallel.mesh import DATA, EXPERT, FSDP, TENSOR
 from moe_jax.parallel.program import Collective
 from moe_jax.parallel.sharding import RULES
@@ -39,12 +39,13 @@ def violations(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> list[
     ]
 
 
-def exchange_bytes(run: RunConfig, platform: str) -> int:
-    """Bytes of one all-to-all: this device's groups of a micro-batch, all experts, C slots, D, as they travel.
+def exchange_bytes(run: RunConfig, moe: MoEConfig, platform: str) -> int:
+    """Bytes of one all-to-all of a layer with the settings `moe`: this device's groups of a micro-batch, all experts, C
+    slots, D, as they travel.
 
     XLA for CPU has no collectives in bfloat16 and sends float32.
     """
-    moe, mesh = run.moe, run.mesh
+    mesh = run.mesh
     itemsize = max(ITEMSIZE[moe.exchange_dtype or run.model.dtype], 4 if platform == "cpu" else 0)
     sequences = run.data.batch_size // run.train.accumulate // (mesh.data * mesh.fsdp * mesh.expert)
     groups = sequences * run.data.sequence_length // moe.group_size
@@ -58,12 +59,14 @@ def _exchange(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterat
     for c in tokens:
         if c.axes != (EXPERT,):
             yield f"{_named(c)}: tokens are exchanged over the axis expert alone"
-    exchanges = num_moe_layers(run) * EXCHANGES[run.model.remat] * run.train.accumulate if run.mesh.expert > 1 else 0
-    count, expected = sum(c.count for c in tokens), exchanges * run.moe.exchange_chunks
+    by_layer = EXCHANGES[run.model.remat] * run.train.accumulate if run.mesh.expert > 1 else 0
+    parts, platform = moe_segments(run), mesh.devices.flat[0].platform
+    count = sum(c.count for c in tokens)
+    expected = by_layer * sum(part.num_moe_layers for part in parts) * run.moe.exchange_chunks
     if count != expected:
         yield f"{count:g} all-to-alls in a step, not {expected}"
     sent = sum(c.count * c.bytes for c in tokens)
-    holds = exchanges * exchange_bytes(run, mesh.devices.flat[0].platform) if exchanges else 0
+    holds = sum(by_layer * part.num_moe_layers * exchange_bytes(run, part.moe, platform) for part in parts)
     if sent != holds:
         yield f"the all-to-alls of a step hold {sent:g} bytes, not {holds}"
 
@@ -141,8 +144,10 @@ def tensor_elements(run: RunConfig) -> int:
 
 def small_elements(run: RunConfig) -> int:
     """Elements of all that may be summed over the whole mesh: statistics of all MoE layers, norms' scales, scalars."""
-    statistics = 2 * run.moe.num_experts + 2 * run.moe.top_k + 64
-    return num_moe_layers(run) * statistics + (2 * run.model.num_layers + 1) * run.model.d_model + 64
+    statistics = sum(
+        part.num_moe_layers * (4 * part.moe.num_experts + 2 * part.moe.top_k + 64) for part in moe_segments(run)
+    )
+    return statistics + (2 * run.model.num_layers + 1) * run.model.d_model + 64
 
 
 def gathered_elements(run: RunConfig, mesh: Mesh) -> dict[str, set[int]]:
@@ -187,7 +192,7 @@ def local_elements(run: RunConfig, mesh: Mesh) -> list[int]:
 
 def _weights_of(run: RunConfig, mesh: Mesh) -> list[nnx.Param]:
     model = build_model(run, mesh)
-    decoder = nnx.merge(model.graphdef, model.abstract)
+    decoder = nnx.merge(model.graphdef, model.abstract, model.balance_bias)
     return [weight for _, weight in nnx.iter_graph(decoder) if isinstance(weight, nnx.Param)]
 
 

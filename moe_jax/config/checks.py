@@ -4,12 +4,15 @@ import math
 from collections.abc import Callable
 
 from moe_jax.config.capacity import capacity
+from moe_jax.config.layers import BY_LAYER, moe_by_layer, num_moe_layers
 from moe_jax.config.router_checks import check_router
 from moe_jax.config.rules import Violation, divides, one_of, positive
-from moe_jax.config.schema import RunConfig, flatten
+from moe_jax.config.schema import MoEConfig, RunConfig, flatten
 from moe_jax.data.sources import parse_sources
 from moe_jax.models.attention import ATTENTION
 from moe_jax.models.block import REMAT
+from moe_jax.moe.balance import BALANCE_SCOPES
+from moe_jax.moe.balance_bias import BIAS_UPDATES
 from moe_jax.moe.dispatch import DISPATCHERS
 from moe_jax.moe.feed_forward import ACTIVATIONS
 from moe_jax.moe.plan import DROP_ORDERS
@@ -71,8 +74,9 @@ def _sizes(run: RunConfig) -> None:
     )
     _each(
         run,
-        "moe.num_experts moe.first_dense moe.num_shared_experts moe.null_experts moe.top_groups moe.temperature_steps "
-        "data.max_bytes train.warmup_steps train.decay_steps eval.every eval.batches",
+        "moe.num_experts moe.first_dense moe.num_shared_experts moe.shared_d_ff moe.null_experts moe.top_groups "
+        "moe.temperature_steps moe.bias_steps data.max_bytes train.warmup_steps train.decay_steps eval.every "
+        "eval.batches",
         _not_negative,
     )
     _not_negative("seed", run.seed)
@@ -93,6 +97,8 @@ def _choices(run: RunConfig) -> None:
     one_of("moe.group_score", run.moe.group_score, GROUP_SCORES)
     one_of("moe.router_dtype", run.moe.router_dtype, ROUTER_DTYPES)
     one_of("moe.second_expert", run.moe.second_expert, SECOND_EXPERT)
+    one_of("moe.balance_scope", run.moe.balance_scope, BALANCE_SCOPES)
+    one_of("moe.bias_update", run.moe.bias_update, BIAS_UPDATES)
     one_of("data.tokenizer", run.data.tokenizer, TOKENIZERS)
     one_of("train.optimizer", run.train.optimizer, OPTIMIZERS)
     one_of("train.schedule", run.train.schedule, SCHEDULES)
@@ -105,7 +111,12 @@ def _ranges(run: RunConfig) -> None:
         "moe.routed_scaling moe.temperature train.learning_rate train.eps",
         positive,
     )
-    _each(run, "moe.balance_loss moe.z_loss moe.final_temperature train.weight_decay train.clip_norm", _not_negative)
+    _each(
+        run,
+        "moe.balance_loss moe.importance_loss moe.load_loss moe.bias_rate moe.z_loss moe.final_temperature "
+        "train.weight_decay train.clip_norm",
+        _not_negative,
+    )
     _each(run, "train.final_learning_rate moe.second_threshold", lambda n, v: _between(n, v, 0, 1))
     for name, value in (("train.b1", run.train.b1), ("train.b2", run.train.b2), ("moe.jitter", run.moe.jitter)):
         if not 0 <= value < 1:
@@ -139,28 +150,81 @@ def _moe(run: RunConfig) -> None:
     moe = run.moe
     if moe.num_experts == 0:
         return
+    if moe.first_dense + moe.every > run.model.num_layers:
+        raise Violation(
+            f"moe.first_dense={moe.first_dense} and moe.every={moe.every} leave no MoE layer in model.num_layers="
+            f"{run.model.num_layers}: lower one of them, or set moe.num_experts=0 for a dense model"
+        )
+    _lists_by_layer(run)
+    for layer, one in enumerate(moe_by_layer(run)):
+        name_of = {field: _by_layer_name(run, field, layer) for field in BY_LAYER}
+        _moe_layer(one, name_of)
+    if moe.shared_d_ff and not moe.num_shared_experts:
+        raise Violation(
+            f"moe.shared_d_ff={moe.shared_d_ff} with moe.num_shared_experts=0, so nothing has that size: set "
+            "moe.num_shared_experts=1"
+        )
+    _balancing(run)
+
+
+def _lists_by_layer(run: RunConfig) -> None:
+    """Each list has an entry for each MoE layer, and the field that it varies, which stands for all, is the largest."""
+    for field in BY_LAYER:
+        name, values = f"moe.{field}_by_layer", getattr(run.moe, f"{field}_by_layer")
+        if not values:
+            continue
+        if len(values) != num_moe_layers(run):
+            raise Violation(
+                f"{name}={values} has {len(values)} entries for {num_moe_layers(run)} MoE layers: give one each"
+            )
+        for layer, value in enumerate(values):
+            positive(f"{name}[{layer}]", value)
+        if getattr(run.moe, field) != max(values):
+            raise Violation(
+                f"moe.{field}={getattr(run.moe, field)} is not the largest of {name}={values}: set moe.{field}="
+                f"{max(values)}"
+            )
+
+
+def _by_layer_name(run: RunConfig, field: str, layer: int) -> str:
+    """The field where MoE layer `layer` has its value from."""
+    return f"moe.{field}_by_layer[{layer}]" if getattr(run.moe, f"{field}_by_layer") else f"moe.{field}"
+
+
+def _moe_layer(moe: MoEConfig, name_of: dict[str, str]) -> None:
+    """The settings of one layer; `name_of`: where it has its values from."""
+    top_k, num_experts = name_of["top_k"], name_of["num_experts"]
     if moe.top_k > moe.num_experts:
         raise Violation(
-            f"moe.top_k={moe.top_k} is more than moe.num_experts={moe.num_experts}: a token visits an expert once, "
-            "lower moe.top_k or raise moe.num_experts"
+            f"{top_k}={moe.top_k} is more than {num_experts}={moe.num_experts}: a token visits an expert once, "
+            f"lower {top_k} or raise {num_experts}"
         )
-    for name in ("moe.capacity_factor", "moe.eval_capacity_factor"):
-        slots = capacity(getattr(moe, name.removeprefix("moe.")), moe.top_k, moe.group_size, moe.num_experts)
+    for name, factor in (
+        (name_of["capacity_factor"], moe.capacity_factor),
+        ("moe.eval_capacity_factor", moe.eval_capacity_factor),
+    ):
+        slots = capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
         if moe.exchange_chunks > slots:
             raise Violation(
                 f"moe.exchange_chunks={moe.exchange_chunks} is more than the C={slots} slots of {name}: lower it"
             )
     if moe.normalize_gates and moe.top_k == 1:
         raise Violation(
-            "moe.normalize_gates=True with moe.top_k=1 makes every gate the constant 1 and leaves the router without a "
+            f"moe.normalize_gates=True with {top_k}=1 makes every gate the constant 1 and leaves the router without a "
             "gradient: set it to False"
         )
-    check_router(moe)
-    if moe.first_dense + moe.every > run.model.num_layers:
-        raise Violation(
-            f"moe.first_dense={moe.first_dense} and moe.every={moe.every} leave no MoE layer in model.num_layers="
-            f"{run.model.num_layers}: lower one of them, or set moe.num_experts=0 for a dense model"
-        )
+    check_router(moe, top_k, num_experts)
+
+
+def _balancing(run: RunConfig) -> None:
+    """Each setting of a way to balance has something to act on."""
+    moe = run.moe
+    for name, unused in (("bias_steps", 0), ("bias_update", "sign")):
+        if not moe.bias_rate and getattr(moe, name) != unused:
+            raise Violation(
+                f"moe.{name}={getattr(moe, name)!r} with moe.bias_rate=0, which has no balance bias: raise "
+                "moe.bias_rate"
+            )
 
 
 def _data(run: RunConfig) -> None:
@@ -217,11 +281,9 @@ def _mesh(run: RunConfig) -> None:
                 f" over mesh.data * mesh.fsdp * mesh.expert={shards}, data.sequence_length={data.sequence_length}): "
                 f"use moe.group_size={near}, or another divisor"
             )
-        divides("mesh.expert", mesh.expert, "moe.num_experts", moe.num_experts)
+        for layer, one in enumerate(moe_by_layer(run)):
+            divides("mesh.expert", mesh.expert, _by_layer_name(run, "num_experts", layer), one.num_experts)
         divides("mesh.tensor * mesh.fsdp", mesh.tensor * mesh.fsdp, "moe.d_ff", moe.d_ff)
-        divides(
-            "mesh.tensor * mesh.fsdp * mesh.expert",
-            mesh.tensor * weights,
-            "moe.num_shared_experts * moe.d_ff",
-            moe.num_shared_experts * moe.d_ff,
-        )
+        product = "moe.num_shared_experts * moe.d_ff"
+        shared = product if moe.shared_d_ff == moe.num_shared_experts * moe.d_ff else "moe.shared_d_ff"
+        divides("mesh.tensor * mesh.fsdp * mesh.expert", mesh.tensor * weights, shared, moe.shared_d_ff)

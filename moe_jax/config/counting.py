@@ -40,19 +40,18 @@ def count(run: RunConfig) -> Counts:
     norms = 2 * D
     dense = feed_forward_params(D, model.d_ff, model.activation)
     expert = feed_forward_params(D, moe.d_ff, moe.activation)
-    router = ROUTERS[moe.router].matmul_params(D, moe)
-    router_bias = columns(moe) if moe.router_bias else 0
-    outside_experts = router + moe.num_shared_experts * expert
+    shared = feed_forward_params(D, moe.shared_d_ff, moe.activation)
 
     total = active = matmul = 0
     for part in segments(run):
         for kind in part.pattern:
             routed = kind == MOE
-            common = attention + (outside_experts if routed else dense)
-            vectors = norms + routed * router_bias
-            total += part.repeats * (common + vectors + routed * moe.num_experts * expert)
-            active += part.repeats * (common + vectors + routed * moe.top_k * expert)
-            matmul += part.repeats * (common + routed * moe.top_k * expert)
+            router = ROUTERS[moe.router].matmul_params(D, part.moe)
+            common = attention + (router + shared if routed else dense)
+            vectors = norms + (columns(part.moe) if routed and moe.router_bias else 0)
+            total += part.repeats * (common + vectors + routed * part.moe.num_experts * expert)
+            active += part.repeats * (common + vectors + routed * part.moe.top_k * expert)
+            matmul += part.repeats * (common + routed * part.moe.top_k * expert)
     table = model.vocab_size * D
     embedding = table if model.tie_embeddings else 2 * table
     scores = 12 * run.data.sequence_length * model.num_heads * model.head_dim * model.num_layers

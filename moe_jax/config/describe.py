@@ -4,8 +4,8 @@ import warnings
 
 from moe_jax.config.capacity import capacity, effective_factor, nominal_capacity, random_drop_fraction
 from moe_jax.config.counting import count
-from moe_jax.config.layers import num_moe_layers
-from moe_jax.config.schema import RunConfig, flatten
+from moe_jax.config.layers import moe_segments, num_moe_layers
+from moe_jax.config.schema import MoEConfig, RunConfig, flatten
 from moe_jax.moe.routers import ROUTERS
 
 
@@ -17,15 +17,13 @@ def describe(run: RunConfig) -> list[str]:
         f"({counts.embedding_params:,} of them embeddings)",
         f"FLOPs: {counts.flops_per_token:,} a token, forward and backward",
     ]
-    if num_moe_layers(run):
-        moe = run.moe
-        lines.append(
-            f"MoE: {num_moe_layers(run)} of {run.model.num_layers} layers, {moe.num_experts} experts, top {moe.top_k}, "
-            f"groups of {moe.group_size} tokens"
-        )
+    for part in moe_segments(run):
+        moe = part.moe
         lines += [
-            _capacity_line("training", moe.capacity_factor, run),
-            _capacity_line("evaluation", moe.eval_capacity_factor, run),
+            f"MoE: {part.num_moe_layers} of {run.model.num_layers} layers, {moe.num_experts} experts, top {moe.top_k}, "
+            f"groups of {moe.group_size} tokens",
+            _capacity_line("training", moe.capacity_factor, moe),
+            _capacity_line("evaluation", moe.eval_capacity_factor, moe),
         ]
     return lines
 
@@ -35,13 +33,13 @@ def warn(run: RunConfig) -> None:
     moe = run.moe
     if not num_moe_layers(run):
         return
-    shape = (moe.top_k, moe.group_size, moe.num_experts)
-    if nominal_capacity(moe.capacity_factor, *shape) < 1:
-        warnings.warn(
-            f"moe.capacity_factor={moe.capacity_factor} gives less than one slot an expert and group before rounding: "
-            f"raise moe.group_size={moe.group_size}",
-            stacklevel=2,
-        )
+    for one in (part.moe for part in moe_segments(run)):
+        if nominal_capacity(one.capacity_factor, one.top_k, one.group_size, one.num_experts) < 1:
+            warnings.warn(
+                f"moe.capacity_factor={one.capacity_factor} gives less than one slot an expert and group before "
+                f"rounding: raise moe.group_size={one.group_size}",
+                stacklevel=2,
+            )
     looks_ahead = moe.drop_order == "priority" or (moe.drop_order == "choice" and moe.top_k > 1)
     if looks_ahead:
         warnings.warn(
@@ -63,8 +61,8 @@ def markdown(run: RunConfig) -> str:
     return "\n".join([*(f"- {line}" for line in describe(run)), "", "| field | value |", "|---|---|", *rows])
 
 
-def _capacity_line(phase: str, factor: float, run: RunConfig) -> str:
-    shape = (run.moe.top_k, run.moe.group_size, run.moe.num_experts)
+def _capacity_line(phase: str, factor: float, moe: MoEConfig) -> str:
+    shape = (moe.top_k, moe.group_size, moe.num_experts)
     slots = capacity(factor, *shape)
     return (
         f"capacity in {phase}: C = {slots} slots an expert and group, factor {factor} (effective "

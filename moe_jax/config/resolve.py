@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 
 from moe_jax.config import checks, rules
-from moe_jax.config.schema import RunConfig, flatten
+from moe_jax.config.schema import MoEConfig, RunConfig, flatten
 
 
 class ConfigError(ValueError):
@@ -87,9 +87,31 @@ def _derive(run: RunConfig, num_devices: int) -> RunConfig:
         rules.divides("model.num_heads", model.num_heads, "model.d_model", model.d_model)
         model = dataclasses.replace(model, head_dim=model.d_model // model.num_heads)
     moe = dataclasses.replace(moe, d_ff=moe.d_ff or model.d_ff, activation=moe.activation or model.activation)
+    moe = _fine_grained(moe)
+    moe = dataclasses.replace(moe, shared_d_ff=moe.shared_d_ff or moe.num_shared_experts * moe.d_ff)
     if moe.final_temperature and not moe.temperature_steps:
         moe = dataclasses.replace(moe, temperature_steps=run.train.steps)
     return dataclasses.replace(run, model=model, moe=moe, mesh=_complete_mesh(run.mesh, num_devices))
+
+
+def _fine_grained(moe: MoEConfig) -> MoEConfig:
+    """m times as many experts of 1 / m the size, of which a token visits m times as many (DeepSeekMoE, section 3.1):
+    parameters and FLOPs stay.
+    """
+    m = moe.fine_grained
+    rules.positive("moe.fine_grained", m)
+    if moe.num_experts == 0 or m == 1:
+        return dataclasses.replace(moe, fine_grained=1)
+    rules.divides("moe.fine_grained", m, "moe.d_ff", moe.d_ff)
+    return dataclasses.replace(
+        moe,
+        fine_grained=1,
+        d_ff=moe.d_ff // m,
+        num_experts=m * moe.num_experts,
+        top_k=m * moe.top_k,
+        num_experts_by_layer=tuple(m * experts for experts in moe.num_experts_by_layer),
+        top_k_by_layer=tuple(m * k for k in moe.top_k_by_layer),
+    )
 
 
 def _complete_mesh(mesh: Any, num_devices: int) -> Any:

@@ -5,21 +5,24 @@ from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.routers import ROUTERS
 
 
-def check_router(moe: MoEConfig) -> None:
-    """Raises Violation on the first field that `moe.router` cannot use, or not so."""
+def check_router(moe: MoEConfig, top_k: str, num_experts: str) -> None:
+    """Raises Violation on the first field that `moe.router` cannot use, or not so, in a layer of these settings.
+
+    `top_k` and `num_experts` name the fields that the layer has them from.
+    """
     router = ROUTERS[moe.router]
     if router.required_top_k not in (None, moe.top_k):
         raise Violation(
-            f"moe.top_k={moe.top_k} with moe.router={moe.router!r}, which is top-{router.required_top_k}: use "
+            f"{top_k}={moe.top_k} with moe.router={moe.router!r}, which is top-{router.required_top_k}: use "
             "moe.router='top_k'"
         )
     _only_its_options(moe)
     _temperature(moe)
-    _groups(moe)
+    _groups(moe, top_k, num_experts)
     if moe.router == "noisy_top_k" and not 2 <= moe.top_k < moe.num_experts:
         raise Violation(
-            f"moe.top_k={moe.top_k} with moe.router='noisy_top_k' and moe.num_experts={moe.num_experts}: a single gate "
-            "is the constant 1, and the load needs an expert that is not chosen: use 2 <= moe.top_k < moe.num_experts"
+            f"{top_k}={moe.top_k} with moe.router='noisy_top_k' and {num_experts}={moe.num_experts}: a single gate is "
+            f"the constant 1, and the load needs an expert that is not chosen: use 2 <= {top_k} < {num_experts}"
         )
 
 
@@ -42,7 +45,7 @@ def _temperature(moe: MoEConfig) -> None:
         )
 
 
-def _groups(moe: MoEConfig) -> None:
+def _groups(moe: MoEConfig, top_k: str, num_experts: str) -> None:
     limited = 0 < moe.top_groups < moe.expert_groups
     if not limited and (moe.expert_groups, moe.top_groups, moe.group_score) != (1, 0, "max"):
         raise Violation(
@@ -51,11 +54,11 @@ def _groups(moe: MoEConfig) -> None:
         )
     if not limited:
         return
-    divides("moe.expert_groups", moe.expert_groups, "moe.num_experts", moe.num_experts)
+    divides("moe.expert_groups", moe.expert_groups, num_experts, moe.num_experts)
     size = moe.num_experts // moe.expert_groups
     if moe.top_k > moe.top_groups * size:
         raise Violation(
-            f"moe.top_k={moe.top_k} is more than the experts of moe.top_groups={moe.top_groups} groups of {size}: "
+            f"{top_k}={moe.top_k} is more than the experts of moe.top_groups={moe.top_groups} groups of {size}: "
             "raise moe.top_groups"
         )
     if moe.group_score == "top2" and size < 2:

@@ -47,12 +47,12 @@ class MoEConfig:
     first_dense: int = 0  # leading layers that stay dense
     d_ff: int = 0  # hidden size of one expert; 0: model.d_ff
     activation: str = ""  # of the experts; "": model.activation
-    fine_grained: int = 1  # split each expert into so many of d_ff / fine_grained, and choose as many times more
-    num_experts_by_layer: tuple[int, ...] = ()  # of each MoE layer, input to output; (): num_experts in all
+    fine_grained: int = 1  # split each routed expert into so many of d_ff / fine_grained, and choose as many more
+    num_experts_by_layer: tuple[int, ...] = ()  # of each MoE layer, num_experts being the largest; (): all alike
     top_k_by_layer: tuple[int, ...] = ()  # likewise
     capacity_factor_by_layer: tuple[float, ...] = ()  # likewise, in training
     num_shared_experts: int = 0  # experts that every token visits, besides the routed ones
-    shared_d_ff: int = 0  # hidden size of all shared experts together; 0: num_shared_experts * d_ff
+    shared_d_ff: int = 0  # hidden size of all shared experts together; 0: num_shared_experts * d_ff (the split one)
     null_experts: int = 0  # further choices that lead nowhere: a token that takes one saves the computation
     expert_dropout: float = 0.0  # of the experts' hidden units, in training
     router: str = "switch"  # see moe_jax/moe/routers/
@@ -78,7 +78,7 @@ class MoEConfig:
     group_size: int = 256  # tokens routed together (may span sequences)
     drop_order: str = "position"  # who gets a slot first: position (causal), choice, priority
     balance_loss: float = 0.01  # weight of the load-balancing loss
-    balance_scope: str = "micro_batch"  # over which tokens the loads are balanced: micro_batch, sequence, global_batch
+    balance_scope: str = "micro_batch"  # tokens whose loads are balanced: micro_batch, sequence, global_batch (a step)
     importance_loss: float = 0.0  # weight of the importance loss (Shazeer et al. 2017)
     load_loss: float = 0.0  # weight of the load loss, for noisy_top_k (likewise)
     bias_rate: float = 0.0  # u of the auxiliary-loss-free balance bias (DeepSeek-V3: 0.001); 0: no bias

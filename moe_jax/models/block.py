@@ -1,5 +1,6 @@
 """One transformer layer, and a segment: a pattern of layers that is scanned."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -84,13 +85,14 @@ class Segment(nnx.Module):
         self, spec: SegmentSpec, first_layer: int, run: RunConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype
     ):
         self.spec, self.first_layer, self.remat = spec, first_layer, run.model.remat
+        run = dataclasses.replace(run, moe=spec.moe)
         create = lambda rngs: nnx.List([Block(kind, run, init, rngs, dtype) for kind in spec.pattern])
         self.blocks = nnx.vmap(create)(rngs.split(spec.repeats))
 
     def __call__(
         self, x: Float[Array, "B L D"], context: Context, train: bool
-    ) -> tuple[Float[Array, "B L D"], list[RoutingSums]]:
-        """Statistics: one entry for each MoE place in the pattern, [repeats, ...] each."""
+    ) -> tuple[Float[Array, "B L D"], RoutingSums | None]:
+        """Statistics of its MoE layers, [M, ...], in the order of layers; None: it has none."""
         graphdefs, weights = zip(*[nnx.split(block) for block in self.blocks], strict=True)
         period = len(graphdefs)
 
@@ -103,7 +105,19 @@ class Segment(nnx.Module):
                 sums += [layer_sums] if layer_sums is not None else []
             return x, sums
 
-        return lax.scan(repeat, x, (weights, jnp.arange(self.spec.repeats)))
+        x, sums = lax.scan(repeat, x, (weights, jnp.arange(self.spec.repeats)))
+        return x, in_layer_order(sums) if sums else None
+
+
+def in_layer_order(by_place: list[PyTree]) -> PyTree:
+    """From one [repeats, ...] for each place of the pattern to [repeats * places, ...]."""
+    merge = lambda *places: jnp.stack(places, axis=1).reshape(len(places) * places[0].shape[0], *places[0].shape[1:])
+    return jax.tree.map(merge, *by_place)
+
+
+def by_place(in_order: Array, places: int) -> list[Array]:
+    """The inverse of `in_layer_order`, of one array."""
+    return list(jnp.moveaxis(in_order.reshape(-1, places, *in_order.shape[1:]), 1, 0))
 
 
 def _apply(graphdef: nnx.GraphDef, remat: str, train: bool):

@@ -1,16 +1,17 @@
 """The decoder-only language model."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from moe_jax.config.layers import segments
 from moe_jax.config.schema import RunConfig
-from moe_jax.models.block import Context, RMSNorm, Segment
+from moe_jax.models.block import Context, RMSNorm, Segment, by_place
 from moe_jax.models.loss import cross_entropy
 from moe_jax.moe.stats import RoutingSums
 from moe_jax.parallel.collectives import index_over
@@ -50,8 +51,9 @@ class Decoder(nnx.Module):
 
     def hidden(
         self, text: Text, key: Key[Array, ""] | None, train: bool
-    ) -> tuple[Float[Array, "B L D"], RoutingSums | None]:
-        """Normalised output of the last layer, and this device's routing sums, [M, ...] in the order of layers.
+    ) -> tuple[Float[Array, "B L D"], tuple[RoutingSums, ...]]:
+        """Normalised output of the last layer, and this device's routing sums: for each segment with MoE layers, which
+        may differ from the next one in E and K, [M, ...] in the order of layers.
 
         `key`: for noise in training, or None.
         """
@@ -68,14 +70,14 @@ class Decoder(nnx.Module):
         x = jnp.take(table, text.tokens, axis=0).astype(dtype)
         sums = []
         for segment in self.segments:
-            x, by_place = segment(x, context, train)
-            sums += [_in_layer_order(by_place)] if by_place else []
-        return self.norm(x), jax.tree.map(lambda *parts: jnp.concatenate(parts), *sums) if sums else None
+            x, segment_sums = segment(x, context, train)
+            sums += [segment_sums] if segment_sums is not None else []
+        return self.norm(x), tuple(sums)
 
     def negative_log_likelihood(
         self, text: Text, targets: Int[Array, "B L"], key: Key[Array, ""] | None, train: bool
-    ) -> tuple[Float[Array, "B"], RoutingSums | None]:
-        """Nats of each sequence's targets, summed over valid positions, and this device's routing sums."""
+    ) -> tuple[Float[Array, "B"], tuple[RoutingSums, ...]]:
+        """Nats of each sequence's targets, summed over valid positions, and the routing sums of `hidden`."""
         x, sums = self.hidden(text, key, train)
         return cross_entropy(x, self._head(x.dtype), targets, text.documents > 0, self.run.model.loss_chunk), sums
 
@@ -105,6 +107,14 @@ def _group_keys(key: Key[Array, ""], groups: int) -> Key[Array, "G"]:
     return jax.vmap(lambda group: jax.random.fold_in(key, group))(first + jnp.arange(groups))
 
 
-def _in_layer_order(by_place: list[RoutingSums]) -> RoutingSums:
-    """From one [repeats, ...] for each MoE place of the pattern to [repeats * places, ...]."""
-    return jax.tree.map(lambda *places: jnp.stack(places, axis=1).reshape(-1, *places[0].shape[1:]), *by_place)
+def as_variables(variables: PyTree, by_segment: Sequence[Float[Array, "_M _E"]]) -> PyTree:
+    """Values of MoE layers, ordered like the routing sums of `Decoder.hidden`, as a tree like `variables`.
+
+    `variables`: those of one kind as a nested dict, one for each MoE layer of a pattern and stacked over its repeats,
+    as `BalanceBias`es are.
+    """
+    parts = {}
+    for (index, part), values in zip(sorted(variables["segments"].items()), by_segment, strict=True):
+        leaves, tree = jax.tree.flatten(part)
+        parts[index] = tree.unflatten(by_place(values, len(leaves)))
+    return {"segments": parts}

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.config.capacity import capacity
 from moe_jax.config.schema import MoEConfig
+from moe_jax.moe.balance import sequence_balance
 from moe_jax.moe.dispatch import DISPATCHERS
 from moe_jax.moe.feed_forward import Experts, FeedForward
 from moe_jax.moe.plan import make_plan
@@ -28,9 +29,7 @@ class MoELayer(nnx.Module):
         self.router = ROUTERS[moe.router](d_model, moe, init, rngs, dtype)
         self.experts = Experts(moe.num_experts, d_model, moe.d_ff, moe.activation, init, rngs, dtype)
         self.shared = (
-            FeedForward(d_model, moe.num_shared_experts * moe.d_ff, moe.activation, init, rngs, dtype)
-            if moe.num_shared_experts
-            else None
+            FeedForward(d_model, moe.shared_d_ff, moe.activation, init, rngs, dtype) if moe.shared_d_ff else None
         )
 
     def __call__(
@@ -58,7 +57,11 @@ class MoELayer(nnx.Module):
         y = dispatcher.combine(out.reshape(groups.shape[0], moe.num_experts * slots, -1), routing.gate, plan)
         if self.shared is not None:
             y = y + self.shared(groups)
-        return sum_over(y, [TENSOR]).reshape(x.shape), routing_sums(routing, plan)
+        sums = routing_sums(routing, plan)
+        if moe.balance_scope == "sequence":
+            losses, sequences = sequence_balance(routing, x.shape[0])
+            sums = sums._replace(sequence_balance=losses, sequences=sequences)
+        return sum_over(y, [TENSOR]).reshape(x.shape), sums
 
     def _exchange(self, buffers: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
         """What the experts make of the buffers: there, through, and back, `moe.exchange_chunks` pieces of C in turn."""

@@ -5,6 +5,7 @@
 one.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,6 +33,10 @@ class RoutingSums(NamedTuple):
     dropped_by_position: Float[Array, "*M P"]
     passed_through: Float[Array, "*M"]  # tokens none of whose choices got a slot
     probability_histogram: Float[Array, "*M Q"]  # router probabilities of chosen experts
+    importance: Float[Array, "*M E"]  # gates of each expert's choices, before drops
+    smooth_load: Float[Array, "*M E"] | None  # None: the router has none
+    sequence_balance: Float[Array, "*M"] | None = None  # balance losses of single sequences; None: not measured
+    sequences: Float[Array, "*M"] | None = None  # with valid tokens; likewise
 
 
 def routing_sums(routing: Routing, plan: Plan) -> RoutingSums:
@@ -42,6 +47,8 @@ def routing_sums(routing: Routing, plan: Plan) -> RoutingSums:
     wanted = routing.wanted.astype(dtype)
     dropped = (routing.wanted & ~plan.kept()).astype(dtype)
     chosen = jax.nn.one_hot(routing.expert, num_experts, dtype=dtype) * valid[..., None, None]
+    gate = routing.gate * wanted
+    smooth_load = None if routing.smooth_load is None else jnp.sum(routing.smooth_load * valid[..., None], axis=(0, 1))
     log_z = jax.nn.logsumexp(routing.logits, axis=-1)
     entropy = jnp.sum(jax.scipy.special.entr(jax.lax.stop_gradient(routing.probabilities)), axis=-1)
     return RoutingSums(
@@ -56,6 +63,8 @@ def routing_sums(routing: Routing, plan: Plan) -> RoutingSums:
         dropped_by_position=_by_position(jnp.sum(dropped, axis=(0, 2))),
         passed_through=jnp.sum(routing.valid & ~jnp.any(plan.kept(), axis=-1), dtype=dtype),
         probability_histogram=_histogram(jnp.sum(chosen * routing.probabilities[..., None, :], axis=-1), valid),
+        importance=jnp.sum(chosen * gate[..., None], axis=(0, 1, 2)),
+        smooth_load=smooth_load,
     )
 
 
@@ -71,7 +80,7 @@ def _histogram(probability: Float[Array, "G T K"], valid: Float[Array, "G T"]) -
 
 
 class RoutingStats(NamedTuple):
-    """What a researcher reads, by layer, from global sums."""
+    """What a researcher reads, by layer, from global sums; NaN for experts and ranks that other layers have."""
 
     load: Float[Array, "M E"]  # choices of each expert in multiples of the mean: 1 is balanced
     max_violation: Float[Array, "M"]  # MaxVio: (largest load - mean load) / mean load (Wang et al. 2024)
@@ -85,10 +94,9 @@ class RoutingStats(NamedTuple):
 
 def routing_stats(sums: RoutingSums) -> RoutingStats:
     """Ratios of sums that cover the whole batch."""
-    load = sums.assigned / _at_least_one(jnp.mean(sums.assigned, axis=-1, keepdims=True))
     return RoutingStats(
-        load=load,
-        max_violation=jnp.max(load, axis=-1) - 1,
+        load=_load(sums.assigned),
+        max_violation=max_violation(sums.assigned),
         dropped=sums.dropped_by_rank.sum(-1) / _at_least_one(sums.wanted_by_rank.sum(-1)),
         dropped_by_rank=sums.dropped_by_rank / _at_least_one(sums.wanted_by_rank),
         dropped_by_position=sums.dropped_by_position / _at_least_one(sums.wanted_by_position),
@@ -96,6 +104,27 @@ def routing_stats(sums: RoutingSums) -> RoutingStats:
         entropy=sums.entropy / _at_least_one(sums.tokens),
         probability_histogram=sums.probability_histogram,
     )
+
+
+def stats_of_layers(parts: Sequence[RoutingSums]) -> RoutingStats:
+    """The statistics of all layers, whose sums come in parts of equal layers, [M, ...] each."""
+    stats = [routing_stats(part) for part in parts]
+
+    def concatenate(*arrays: Float[Array, "..."]) -> Float[Array, "..."]:
+        width = max(array.shape[-1] for array in arrays)
+        pad = lambda array: jnp.pad(array, ((0, 0), (0, width - array.shape[-1])), constant_values=jnp.nan)
+        return jnp.concatenate([pad(array) if array.ndim == 2 else array for array in arrays])
+
+    return jax.tree.map(concatenate, *stats)
+
+
+def max_violation(assigned: Float[Array, "*M E"]) -> Float[Array, "*M"]:
+    """MaxVio of choices counted over any number of tokens: (largest load - mean load) / mean load; at 0 tokens -1."""
+    return jnp.max(_load(assigned), axis=-1) - 1
+
+
+def _load(assigned: Float[Array, "*M E"]) -> Float[Array, "*M E"]:
+    return assigned / _at_least_one(jnp.mean(assigned, axis=-1, keepdims=True))
 
 
 def _at_least_one(count: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -4,6 +4,7 @@ import ml_collections
 
 from moe_jax.config.capacity import capacity
 from moe_jax.config.counting import count
+from moe_jax.config.layers import moe_segments
 from moe_jax.config.resolve import ConfigError, resolve
 from moe_jax.config.schema import RunConfig
 from moe_jax.sweep.design import Derivation, Point
@@ -101,5 +102,6 @@ def _tokens_on_device(run: RunConfig) -> int:
 
 
 def _slots(run: RunConfig, group_size: int) -> int:
-    moe = run.moe
-    return capacity(moe.capacity_factor, moe.top_k, group_size, moe.num_experts)
+    """Of the MoE layer that has the fewest."""
+    slots = lambda moe: capacity(moe.capacity_factor, moe.top_k, group_size, moe.num_experts)
+    return min(slots(part.moe) for part in moe_segments(run))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moe_jax.data import Batch
-from moe_jax.moe.stats import routing_stats
+from moe_jax.moe.stats import stats_of_layers
 from moe_jax.train.state import Variables
 from moe_jax.train.step import EvalSums
 
@@ -57,7 +57,7 @@ def evaluate(
         total = sums if total is None else jax.tree.map(np.add, total, sums)
     if total is None or not total.tokens.sum():
         raise ValueError("there is no held-out text to evaluate on: raise data.holdout_fraction")
-    routing = None if total.routing is None else routing_stats(jax.tree.map(jnp.asarray, total.routing))
+    routing = stats_of_layers(jax.tree.map(jnp.asarray, total.routing)) if total.routing else None
     present = [i for i, tokens in enumerate(total.tokens) if tokens]
     bits = lambda nats, text: float(nats / math.log(2) / max(text, 1))
     return Evaluation(

@@ -40,11 +40,15 @@ def scalars(metrics: StepMetrics) -> dict[str, float]:
         "moe/dropped": np.mean(routing.dropped),
         "moe/passed_through": np.mean(routing.passed_through),
         "moe/max_violation": np.mean(routing.max_violation),
+        "moe/max_violation_micro_batch": np.mean(metrics.max_violation_micro_batch),
+        "moe/max_violation_window": np.mean(metrics.max_violation_window),
         "moe/router_entropy": np.mean(routing.entropy),
     }
+    weighted = {"moe/importance_loss": metrics.importance_loss, "moe/load_loss": metrics.load_loss}
+    values |= {name: value for name, value in weighted.items() if value is not None}
     values |= {f"moe/dropped_layer_{i}": value for i, value in enumerate(routing.dropped)}
     values |= {f"moe/max_violation_layer_{i}": value for i, value in enumerate(routing.max_violation)}
-    values |= {f"moe/dropped_rank_{k}": value for k, value in enumerate(np.mean(routing.dropped_by_rank, axis=0))}
+    values |= {f"moe/dropped_rank_{k}": value for k, value in enumerate(np.nanmean(routing.dropped_by_rank, axis=0))}
     values |= {
         f"moe/dropped_position_{p}": value for p, value in enumerate(np.mean(routing.dropped_by_position, axis=0))
     }
@@ -80,7 +84,7 @@ class Totals:
 
 
 def summary(run: RunConfig, totals: Totals, last: dict[str, float], evaluation: Evaluation) -> dict[str, Any]:
-    """The content of summary.json."""
+    """The content of summary.json; `max_violation` is that over the window of the last log."""
     counts = count(run)
     return {
         "steps": totals.steps,
@@ -95,6 +99,6 @@ def summary(run: RunConfig, totals: Totals, last: dict[str, float], evaluation: 
         "active_params": counts.active_params,
         "flops_per_token": counts.flops_per_token,
         "dropped_fraction": last.get("moe/dropped", 0.0),
-        "max_violation": last.get("moe/max_violation", 0.0),
+        "max_violation": last.get("moe/max_violation_window", 0.0),
         "data_sha256": totals.data_sha256,
     }

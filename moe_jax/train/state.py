@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, PyTree, UInt32
+from jaxtyping import Array, Float, Int, PyTree, UInt32
 
+from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import RunConfig
 from moe_jax.models.decoder import Decoder
 from moe_jax.moe.balance_bias import BalanceBias
@@ -24,6 +25,7 @@ class TrainState(NamedTuple):
     params: PyTree
     balance_bias: PyTree  # likewise, of its `BalanceBias`es; empty without moe.bias_rate
     opt_state: optax.OptState
+    window: tuple[Float[Array, "_M _E"], ...]  # choices of each expert since the last log.every-th step, by segment
 
     @property
     def variables(self) -> "Variables":
@@ -47,6 +49,7 @@ class Model(NamedTuple):
     specs: PyTree  # their PartitionSpecs
     balance_bias: PyTree  # its `BalanceBias`es, as ShapeDtypeStructs, replicated
     decayed: PyTree  # bool: weight decay applies (matrices; not norms)
+    window: tuple[jax.ShapeDtypeStruct, ...]  # see `TrainState`
 
 
 def build_model(run: RunConfig, mesh: Mesh) -> Model:
@@ -62,7 +65,11 @@ def build_model(run: RunConfig, mesh: Mesh) -> Model:
     decayed = nnx.to_pure_dict(jax.tree.map(lambda weight: len(weight.axes) > 1, weights, is_leaf=is_variable))
     replicated = NamedSharding(mesh, PartitionSpec())
     biases = jax.tree.map(lambda bias: place(bias, replicated), nnx.to_pure_dict(biases))
-    return Model(graphdef, abstract, specs, biases, decayed)
+    counts = [
+        jax.ShapeDtypeStruct((part.num_moe_layers, part.moe.num_experts), jnp.float32, sharding=replicated)
+        for part in moe_segments(run)
+    ]
+    return Model(graphdef, abstract, specs, biases, decayed, tuple(counts))
 
 
 def num_params(model: Model) -> int:
@@ -88,7 +95,9 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, mesh: 
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
     )
     number = lambda dtype: jax.ShapeDtypeStruct((), dtype, sharding=replicated)
-    return TrainState(number(jnp.int32), number(jnp.uint32), model.abstract, model.balance_bias, opt_state)
+    return TrainState(
+        number(jnp.int32), number(jnp.uint32), model.abstract, model.balance_bias, opt_state, model.window
+    )
 
 
 def init_state(run: RunConfig, abstract: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
@@ -97,7 +106,8 @@ def init_state(run: RunConfig, abstract: TrainState, optimizer: optax.GradientTr
     def create(seed) -> TrainState:
         decoder = Decoder(run, nnx.Rngs(params=jax.random.key(seed)))
         params, biases = (nnx.to_pure_dict(nnx.state(decoder, kind)) for kind in (nnx.Param, BalanceBias))
-        return TrainState(jnp.zeros((), jnp.int32), seed, params, biases, optimizer.init(params))
+        window = jax.tree.map(lambda counts: jnp.zeros(counts.shape, counts.dtype), abstract.window)
+        return TrainState(jnp.zeros((), jnp.int32), seed, params, biases, optimizer.init(params), window)
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(create, out_shardings=placed)(jnp.uint32(run.seed))

@@ -1,6 +1,6 @@
 """One training step and one evaluation step: the model inside `shard_map`, everything else around it under `jit`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,11 +11,12 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from moe_jax.config.schema import RunConfig
+from moe_jax.config.schema import MoEConfig, RunConfig
 from moe_jax.data import Batch
-from moe_jax.models.decoder import Text
-from moe_jax.moe.balance import balance_loss, z_loss
-from moe_jax.moe.stats import RoutingStats, RoutingSums, routing_stats
+from moe_jax.models.decoder import Text, as_variables
+from moe_jax.moe.balance import AuxiliaryLosses, auxiliary_losses, weighted
+from moe_jax.moe.balance_bias import updated_bias
+from moe_jax.moe.stats import RoutingStats, RoutingSums, max_violation, stats_of_layers
 from moe_jax.parallel.collectives import sum_over
 from moe_jax.parallel.mesh import TOKEN_AXES
 from moe_jax.parallel.sharding import spec_of
@@ -31,18 +32,22 @@ class StepMetrics(NamedTuple):
     loss: Float[Array, ""]  # cross-entropy, nats a token
     balance_loss: Float[Array, ""]  # unweighted, summed over MoE layers, mean over micro-batches
     z_loss: Float[Array, ""]  # likewise
+    importance_loss: Float[Array, ""] | None  # likewise; None: of no weight
+    load_loss: Float[Array, ""] | None  # likewise
     grad_norm: Float[Array, ""]  # before clipping
     learning_rate: Float[Array, ""]
     routing: RoutingStats | None  # None: a dense model
+    max_violation_micro_batch: Float[Array, "M"] | None  # mean over the MaxVio of each micro-batch; likewise
+    max_violation_window: Float[Array, "M"] | None  # MaxVio over the steps since the last logged one; likewise
 
 
 class Losses(NamedTuple):
     """The parts of the loss and the sums they came from."""
 
     cross_entropy: Float[Array, ""]
-    balance: Float[Array, ""]
-    z: Float[Array, ""]
-    sums: RoutingSums | None
+    auxiliary: AuxiliaryLosses
+    max_violation: Float[Array, "M"] | None
+    sums: tuple[RoutingSums, ...]  # by segment; empty: a dense model
 
 
 def make_train_step(
@@ -56,22 +61,52 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), NOISE), state.step)
         grads, losses = _accumulate(gradients, run.train.accumulate, state.variables, batch, key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        counts = [part.assigned for part in losses.sums]
+        window = _add_to_window(state, counts, run.log.every)
         metrics = StepMetrics(
             loss=losses.cross_entropy,
-            balance_loss=losses.balance,
-            z_loss=losses.z,
+            balance_loss=losses.auxiliary.balance,
+            z_loss=losses.auxiliary.z,
+            importance_loss=losses.auxiliary.importance,
+            load_loss=losses.auxiliary.load,
             grad_norm=optax.global_norm(grads),
             learning_rate=jnp.asarray(rate(state.step)),
-            routing=routing_stats(losses.sums) if losses.sums is not None else None,
+            routing=stats_of_layers(losses.sums) if losses.sums else None,
+            max_violation_micro_batch=losses.max_violation,
+            max_violation_window=_max_violation(window),
         )
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, state.seed, params, state.balance_bias, opt_state), metrics
+        biases = _move_biases(state, counts, run.moe)
+        return TrainState(state.step + 1, state.seed, params, biases, opt_state, window), metrics
 
     return step
 
 
+def _move_biases(state: TrainState, counts: Sequence[Float[Array, "_M _E"]], moe: MoEConfig) -> PyTree:
+    """The balance biases after a step with these choices of each expert."""
+    if not jax.tree.leaves(state.balance_bias):
+        return state.balance_bias
+    move = lambda bias, assigned: updated_bias(bias, assigned, state.step, moe)
+    return jax.tree.map(move, state.balance_bias, as_variables(state.balance_bias, counts))
+
+
+def _add_to_window(
+    state: TrainState, counts: Sequence[Float[Array, "_M _E"]], length: int
+) -> tuple[Float[Array, "_M _E"], ...]:
+    """Choices of each expert since the last step whose number is a multiple of `length`, this step's included."""
+    before = [jnp.where(state.step % length == 0, 0, window) for window in state.window]
+    return tuple(old + new.astype(old.dtype) for old, new in zip(before, counts, strict=True))
+
+
+def _max_violation(counts: Sequence[Float[Array, "_M _E"]]) -> Float[Array, "M"] | None:
+    """Of all MoE layers; None: there are none."""
+    return jnp.concatenate([max_violation(part) for part in counts]) if counts else None
+
+
 def _make_loss(run: RunConfig, mesh: Mesh, model: Model) -> Callable:
-    """(weights, other variables, micro-batch, key, tokens of the whole step, micro-batches) -> (loss, Losses)."""
+    """(weights, other variables, micro-batch, key, tokens of the whole step, micro-batches, choices of each expert in
+    the earlier ones or None) -> (loss, Losses).
+    """
 
     def on_device(variables: Variables, batch: Batch, key: Key[Array, ""]):
         decoder = nnx.merge(model.graphdef, variables.params, variables.balance_bias)
@@ -87,14 +122,21 @@ def _make_loss(run: RunConfig, mesh: Mesh, model: Model) -> Callable:
     )
 
     def loss(
-        params: PyTree, variables: Variables, batch: Batch, key: Key[Array, ""], step_tokens: Array, micro_batches: int
+        params: PyTree,
+        variables: Variables,
+        batch: Batch,
+        key: Key[Array, ""],
+        step_tokens: Array,
+        micro_batches: int,
+        before: Sequence[Float[Array, "_M _E"]] | None,
     ):
         nll, sums = over_mesh(variables._replace(params=params), batch, key)
-        balance = jnp.sum(balance_loss(sums)) / micro_batches if sums is not None else jnp.zeros(())
-        z = jnp.sum(z_loss(sums)) / micro_batches if sums is not None else jnp.zeros(())
+        share = lambda tree: jax.tree.map(lambda x: x / micro_batches, tree)
+        auxiliary = share(auxiliary_losses(run.moe, sums, before))
+        violation = share(_max_violation([part.assigned for part in sums]))
         cross_entropy = nll / step_tokens
-        total = cross_entropy + run.moe.balance_loss * balance + run.moe.z_loss * z
-        return total, Losses(cross_entropy, balance, z, sums)
+        total = cross_entropy + weighted(run.moe, auxiliary)
+        return total, Losses(cross_entropy, auxiliary, violation, sums)
 
     return loss
 
@@ -109,20 +151,23 @@ def _accumulate(
     """
     tokens = jnp.maximum(jnp.sum(batch.segments > 0), 1)
     if micro_batches == 1:
-        (_, losses), grads = gradients(variables.params, variables, batch, key, tokens, 1)
+        (_, losses), grads = gradients(variables.params, variables, batch, key, tokens, 1, None)
         return grads, losses
     cut = lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
 
     parts = jax.tree.map(cut, batch), jnp.arange(micro_batches)
 
-    def one(part: Batch, index: Array) -> tuple[PyTree, Losses]:
+    def one(part: Batch, index: Array, before: Sequence[Array] | None) -> tuple[PyTree, Losses]:
         noise = jax.random.fold_in(key, index)
-        (_, losses), grads = gradients(variables.params, variables, part, noise, tokens, micro_batches)
+        (_, losses), grads = gradients(variables.params, variables, part, noise, tokens, micro_batches, before)
         return grads, losses
 
-    shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts))
+    def add(total: tuple[PyTree, Losses], part: tuple[Batch, Array]):
+        before = [sums.assigned for sums in total[1].sums]
+        return jax.tree.map(jnp.add, total, one(*part, before)), None
+
+    shapes = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], parts), None)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    add = lambda total, part: (jax.tree.map(jnp.add, total, one(*part)), None)
     return jax.lax.scan(add, zeros, parts)[0]
 
 
@@ -132,7 +177,7 @@ class EvalSums(NamedTuple):
     nats: Float[Array, "domains"]
     tokens: Float[Array, "domains"]
     bytes: Float[Array, "domains"]  # of text that the targets stand for
-    routing: RoutingSums | None
+    routing: tuple[RoutingSums, ...]  # by segment; empty: a dense model
 
 
 def make_eval_step(

@@ -61,7 +61,7 @@ def test_the_step_keeps_the_contract(mesh, remat):
     # E * C * D floats of this device's groups; C = ceil(1.25 * 2 * 30 / 8) = 10.
     groups = 8 // (on.size // mesh.get("tensor", 1))
     assert {c.bytes for c in exchanged} <= {groups * 8 * 10 * 24 * 4}
-    assert exchange_bytes(run, "cpu") == groups * 8 * 10 * 24 * 4
+    assert exchange_bytes(run, run.moe, "cpu") == groups * 8 * 10 * 24 * 4
     if set(mesh) & {"fsdp", "expert"}:
         assert {c.axes for c in found if c.kind == "reduce-scatter"} <= {("fsdp",), ("expert",)}
         assert any(c.kind == "reduce-scatter" for c in found)
@@ -82,6 +82,10 @@ def test_pieces_micro_batches_and_wire_precision_are_in_the_contract(fields):
     [
         ({"fsdp": 4, "tensor": 2}, {"moe.num_experts": 0, "moe.top_k": 1}),
         ({"fsdp": 2, "expert": 2, "tensor": 2}, {"model.tie_embeddings": True, "moe.num_shared_experts": 2}),
+        (
+            {"data": 4, "expert": 2},
+            {"moe.num_experts_by_layer": (4, 8), "moe.bias_rate": 0.1, "moe.balance_scope": "sequence"},
+        ),
         ({"fsdp": 4, "expert": 2}, {"model.dtype": "bfloat16", "moe.first_dense": 1, "moe.every": 1}),
     ],
     ids=str,

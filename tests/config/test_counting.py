@@ -7,6 +7,7 @@ import pytest
 from configurations import load, run_of
 
 from moe_jax.config.counting import count, feed_forward_params
+from moe_jax.config.layers import segments
 from moe_jax.config.schema import MeshConfig
 from moe_jax.data import Batch
 from moe_jax.parallel.mesh import make_mesh
@@ -26,7 +27,11 @@ def real_counts(run):
         names = [str(getattr(key, "key", key)) for key in path]
         size = int(np.prod(leaf.shape, dtype=object))
         total += size
-        active += size * run.moe.top_k // run.moe.num_experts if "experts" in names else size
+        if "experts" in names:
+            moe = segments(run)[path[1].key].moe
+            active += size * moe.top_k // moe.num_experts
+        else:
+            active += size
         embedding += size if names[0] in ("embedding", "head") else 0
     return total, active, embedding
 
@@ -50,7 +55,17 @@ SHAPES = {
     "hash": {**MOE, "moe.router": "hash"},
     "random": {**MOE, "moe.router": "random", "moe.num_shared_experts": 1},
     "shared experts": {**MOE, "moe.num_shared_experts": 2},
+    "shared experts of their own size": {**MOE, "moe.num_shared_experts": 2, "moe.shared_d_ff": 40},
     "expert size": {**MOE, "moe.d_ff": 24},
+    "fine-grained experts": {**MOE, "moe.d_ff": 24, "moe.fine_grained": 3, "moe.num_shared_experts": 1},
+    "layers of their own": {
+        **MOE,
+        "model.num_layers": 7,
+        "moe.first_dense": 1,
+        "moe.every": 2,
+        "moe.num_experts_by_layer": (2, 4, 4),
+        "moe.top_k_by_layer": (1, 2, 3),
+    },
     "gated experts": {**MOE, "model.num_layers": 4, "moe.every": 2, "moe.activation": "geglu"},
     "gated dense layers": {
         **MOE,

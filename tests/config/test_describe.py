@@ -28,6 +28,17 @@ def test_capacity_by_hand():
     assert f"{evaluation}uniform random routing would drop 41.67%" in lines
 
 
+def test_layers_of_their_own_have_lines_of_their_own():
+    fields = {"moe.num_experts": 4, "moe.num_experts_by_layer": (2, 4), "moe.group_size": 4, "moe.capacity_factor": 1.0}
+    lines = [
+        line for line in describe(run_of({**MOE, **fields, "data.sequence_length": 8})) if "in evaluation" not in line
+    ]
+    assert lines[2] == "MoE: 1 of 4 layers, 2 experts, top 1, groups of 4 tokens"
+    assert lines[3].startswith("capacity in training: C = 2 slots")
+    assert lines[4] == "MoE: 1 of 4 layers, 4 experts, top 1, groups of 4 tokens"
+    assert lines[5].startswith("capacity in training: C = 1 slots")
+
+
 def test_size_by_hand():
     fields = {"model.num_layers": 1, "model.d_model": 4, "model.d_ff": 8, "model.num_heads": 2, "model.num_kv_heads": 2}
     lines = describe(run_of({**fields, "model.vocab_size": 264, "data.sequence_length": 16}))

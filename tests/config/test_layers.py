@@ -1,7 +1,7 @@
 import pytest
 from configurations import run_of
 
-from moe_jax.config.layers import num_moe_layers, segments
+from moe_jax.config.layers import moe_by_layer, num_moe_layers, segments
 
 D, M = "dense", "moe"
 
@@ -24,6 +24,25 @@ D, M = "dense", "moe"
 def test_segments(layers, moe, expected, moe_layers):
     fields = {"num_experts": 2, **moe}
     run = run_of({"model.num_layers": layers, **{f"moe.{name}": value for name, value in fields.items()}})
-    assert list(segments(run)) == expected
+    assert [(part.pattern, part.repeats) for part in segments(run)] == expected
     assert num_moe_layers(run) == moe_layers
     assert sum(len(part.pattern) * part.repeats for part in segments(run)) == layers
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"num_experts_by_layer": (4, 4, 4, 4)}, [((M,), 4, 4, 1.25)]),
+        ({"num_experts_by_layer": (2, 4, 4, 2)}, [((M,), 1, 2, 1.25), ((M,), 2, 4, 1.25), ((M,), 1, 2, 1.25)]),
+        ({"every": 2, "capacity_factor_by_layer": (0.5, 1.25)}, [((D, M), 1, 4, 0.5), ((D, M), 1, 4, 1.25)]),
+        (
+            {"first_dense": 2, "num_experts_by_layer": (2, 4), "capacity_factor_by_layer": (1.25, 1.25)},
+            [((D,), 2, 4, 1.25), ((M,), 1, 2, 1.25), ((M,), 1, 4, 1.25)],
+        ),
+    ],
+)
+def test_neighbours_of_equal_settings_share_a_segment(fields, expected):
+    run = run_of({"model.num_layers": 4, "moe.num_experts": 4, **{f"moe.{name}": v for name, v in fields.items()}})
+    parts = [(part.pattern, part.repeats, part.moe.num_experts, part.moe.capacity_factor) for part in segments(run)]
+    assert parts == expected
+    assert len(moe_by_layer(run)) == num_moe_layers(run)

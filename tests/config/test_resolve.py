@@ -12,6 +12,7 @@ DEFAULTS = flatten(RunConfig())
 OF_TYPE = {kind: [name for name, value in DEFAULTS.items() if type(value) is kind] for kind in (int, float, bool, str)}
 SECTIONS = sorted({name.split(".")[0] for name in DEFAULTS if "." in name})
 MOE = {"moe.num_experts": 4}
+BY_LAYER = {"model.num_layers": 2, "moe.num_experts": 4, "moe.num_experts_by_layer": (2, 4)}
 
 # 0 has a meaning of its own, or is an amount.
 ZERO_ALLOWED = {
@@ -19,6 +20,7 @@ ZERO_ALLOWED = {
     *("data.max_bytes", "train.warmup_steps", "train.decay_steps", "eval.every", "eval.batches"),
     *("moe.second_threshold", "moe.jitter", "moe.balance_loss", "moe.z_loss", "train.final_learning_rate"),
     *("moe.null_experts", "moe.top_groups", "moe.final_temperature", "moe.temperature_steps"),
+    *("moe.shared_d_ff", "moe.importance_loss", "moe.load_loss", "moe.bias_rate", "moe.bias_steps"),
     *("train.b1", "train.b2", "train.weight_decay", "train.clip_norm"),
 }
 CHOICES = {
@@ -33,6 +35,8 @@ CHOICES = {
     "moe.dispatcher": "einsum, capacity",
     "moe.drop_order": "position, choice, priority",
     "moe.second_expert": "always, threshold, random",
+    "moe.balance_scope": "micro_batch, sequence, global_batch",
+    "moe.bias_update": "sign, proportional",
     "data.tokenizer": "bytes, bpe",
     "train.optimizer": "adamw, adafactor",
     "train.schedule": "cosine, rsqrt, wsd, constant",
@@ -179,6 +183,33 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ({**MOE, "moe.router": "top_k", "moe.top_k": 5}, "moe.top_k=5 is more than moe.num_experts=4: ... lower moe.top_k"),
     ({**MOE, "moe.top_k": 2}, "moe.top_k=2 with moe.router='switch', which is top-1: use moe.router='top_k'"),
     ({**MOE, "moe.router": "gshard"}, "moe.top_k=1 with moe.router='gshard', which is top-2: use moe.router='top_k'"),
+    (
+        {**BY_LAYER, "moe.num_experts_by_layer": (2, 4, 4)},
+        "moe.num_experts_by_layer=(2, 4, 4) has 3 entries for 2 MoE layers: give one each",
+    ),
+    (
+        {**BY_LAYER, "moe.num_experts": 8},
+        "moe.num_experts=8 is not the largest of moe.num_experts_by_layer=(2, 4): set moe.num_experts=4",
+    ),
+    (
+        {**BY_LAYER, "moe.capacity_factor_by_layer": (1.0, 0.0), "moe.capacity_factor": 1.0},
+        "moe.capacity_factor_by_layer[1]=0.0 must be positive: give",
+    ),
+    (
+        {**BY_LAYER, "moe.router": "top_k", "moe.top_k": 3, "moe.top_k_by_layer": (3, 3)},
+        "moe.top_k_by_layer[0]=3 is more than moe.num_experts_by_layer[0]=2: ... lower moe.top_k_by_layer[0]",
+    ),
+    (
+        {**BY_LAYER, "moe.router": "top_k", "moe.top_k": 2, "moe.top_k_by_layer": (1, 2), "moe.normalize_gates": True},
+        "moe.normalize_gates=True with moe.top_k_by_layer[0]=1 ... set it to False",
+    ),
+    ({**MOE, "moe.shared_d_ff": 8}, "moe.shared_d_ff=8 with moe.num_shared_experts=0, so nothing ...: set"),
+    ({**MOE, "moe.fine_grained": 3, "moe.d_ff": 8}, "moe.d_ff=8 is not a multiple of moe.fine_grained=3: use"),
+    ({**MOE, "moe.bias_steps": 5}, "moe.bias_steps=5 with moe.bias_rate=0, which has no balance bias: raise"),
+    (
+        {**MOE, "moe.bias_update": "proportional"},
+        "moe.bias_update='proportional' with moe.bias_rate=0, which has no balance bias: raise",
+    ),
     ({**MOE, "moe.normalize_gates": True}, "moe.normalize_gates=True with moe.top_k=1 ... set it to False"),
     (
         {**MOE, "moe.routed_scaling": 2.5},
@@ -266,6 +297,14 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         "moe.num_experts=6 is not a multiple of mesh.expert=4: use moe.num_experts=4 or 8, or change mesh.expert",
     ),
     (
+        {**BY_LAYER, **mesh(expert=4, data=2)},
+        "moe.num_experts_by_layer[0]=2 is not a multiple of mesh.expert=4: use moe.num_experts_by_layer[0]=4",
+    ),
+    (
+        {**MOE, "moe.num_shared_experts": 1, "moe.shared_d_ff": 6, **mesh(expert=4, data=2)},
+        "moe.shared_d_ff=6 is not a multiple of mesh.tensor * mesh.fsdp * mesh.expert=4: use",
+    ),
+    (
         {**MOE, "moe.d_ff": 6, **mesh(tensor=4, data=2)},
         "moe.d_ff=6 is not a multiple of mesh.tensor * mesh.fsdp=4: use moe.d_ff=4 or 8",
     ),
@@ -322,6 +361,16 @@ def test_derived_fields():
     assert run.moe.temperature_steps == 0
     given = {"model.head_dim": 8, "moe.d_ff": 32, "moe.activation": "relu"}
     assert flatten(run_of(given)).items() >= given.items()
+
+
+def test_fine_grained_experts_are_more_of_a_smaller_size_once():
+    fields = {"moe.num_experts": 4, "moe.router": "top_k", "moe.top_k": 2, "moe.d_ff": 12, "moe.num_shared_experts": 1}
+    by_layer = {"model.num_layers": 2, "moe.num_experts_by_layer": (2, 4), "moe.top_k_by_layer": (1, 2)}
+    run = run_of({**fields, **by_layer, "moe.fine_grained": 3})
+    moe = run.moe
+    assert (moe.num_experts, moe.top_k, moe.d_ff, moe.fine_grained, moe.shared_d_ff) == (12, 6, 4, 1, 4)
+    assert (moe.num_experts_by_layer, moe.top_k_by_layer) == ((6, 12), (3, 6))
+    assert run_of(flatten(run)) == run
 
 
 def test_one_device_takes_a_mesh_of_minus_one():

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from moe_jax.config import default_config
 from moe_jax.config.resolve import resolve
-from moe_jax.models.block import Context, RMSNorm
-from moe_jax.models.decoder import Decoder, Text, fan_in_init
+from moe_jax.models.block import Context, RMSNorm, by_place, in_layer_order
+from moe_jax.models.decoder import Decoder, Text, as_variables, fan_in_init
 from moe_jax.parallel.mesh import make_mesh
 
 B, L = 2, 16
@@ -92,9 +92,9 @@ def test_a_scanned_segment_equals_its_layers_one_after_another():
     run = make_run()
     graphdef, weights = build(run)
     documents = jnp.ones((B, L), jnp.int32)
-    expected, sums = jax.jit(lambda weights: call(run, weights, "hidden", text(documents), None, True))(weights)
+    expected, (sums,) = jax.jit(lambda weights: call(run, weights, "hidden", text(documents), None, True))(weights)
     decoder = nnx.merge(graphdef, weights)
-    assert [segment.spec for segment in decoder.segments] == [(("dense", "moe"), 2), (("dense",), 1)]
+    assert [segment.spec[:2] for segment in decoder.segments] == [(("dense", "moe"), 2), (("dense",), 1)]
 
     def unrolled(weights):
         decoder = nnx.merge(graphdef, weights)
@@ -214,3 +214,22 @@ def test_the_embedding_of_a_frequent_token_learns_from_all_of_its_places_in_bflo
 
     exact = gradient("float32")
     assert np.linalg.norm(gradient("bfloat16") - exact) < 2e-2 * np.linalg.norm(exact)
+
+
+def test_places_of_a_pattern_take_turns_in_the_order_of_layers():
+    """Three repeats of two places: layers 0, 2, 4 and 1, 3, 5; and back."""
+    places = [jnp.array([[0.0], [2], [4]]), jnp.array([[1.0], [3], [5]])]
+    np.testing.assert_array_equal(in_layer_order(places)[:, 0], np.arange(6))
+    jax.tree.map(np.testing.assert_array_equal, by_place(in_layer_order(places), 2), places)
+    assert in_layer_order([jnp.zeros((3, 0))] * 2).shape == (6, 0)
+
+
+def test_values_of_layers_find_their_variables():
+    """Segment 0 is dense; 1 has two places in two repeats, 2 one in one, with other numbers of experts."""
+    variables = {"segments": {1: {"a": jnp.zeros((2, 3)), "b": jnp.zeros((2, 3))}, 2: {"a": jnp.zeros((1, 2))}}}
+    values = [jnp.arange(4.0)[:, None] * jnp.ones(3), jnp.full((1, 2), 9.0)]
+    found = as_variables(variables, values)
+    assert jax.tree.structure(found) == jax.tree.structure(variables)
+    np.testing.assert_array_equal(found["segments"][1]["a"][:, 0], [0, 2])
+    np.testing.assert_array_equal(found["segments"][1]["b"][:, 0], [1, 3])
+    np.testing.assert_array_equal(found["segments"][2]["a"], [[9, 9]])

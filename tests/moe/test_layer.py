@@ -151,8 +151,8 @@ def test_gated_and_plain_experts_compute_what_a_feed_forward_of_the_same_weights
 def test_shared_experts_see_every_token_whatever_was_dropped():
     moe = config(top_k=1, capacity_factor=0.25)
     plain = make_layer(moe, D)
-    both = make_layer(config(top_k=1, capacity_factor=0.25, num_shared_experts=2), D)
-    assert both.shared.up.shape == (D, 2 * F)
+    both = make_layer(config(top_k=1, capacity_factor=0.25, num_shared_experts=2, shared_d_ff=2 * F + 3), D)
+    assert both.shared.up.shape == (D, 2 * F + 3)
     nnx.update(both, nnx.state(plain))
     x, _, _ = inputs()
     shared = np.maximum(x @ both.shared.up[...], 0) @ both.shared.down[...]

@@ -36,7 +36,7 @@ TINY = {
     "checkpoint.every": 4,
 }
 
-SHAPE_OF_MOE = ("moe.num_experts", "moe.d_ff")
+SHAPE_OF_MOE = ("moe.num_experts", "moe.d_ff", "moe.num_experts_by_layer")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,8 +109,10 @@ def set_up_once(make_run):
         setup, init_optimizer = setups[key]
         start = jnp.zeros((), jnp.int32), jnp.uint32(setup.run.seed), drawn(fields or {})
         step, seed, params = jax.device_put(start, shardings(setup.abstract[:3]))
-        biases = jax.tree.map(lambda bias: jnp.zeros(bias.shape), setup.abstract.balance_bias)
-        return setup, TrainState(step, seed, params, biases, init_optimizer(params))
+        biases, window = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape), (setup.abstract.balance_bias, setup.abstract.window)
+        )
+        return setup, TrainState(step, seed, params, biases, init_optimizer(params), window)
 
     return call
 

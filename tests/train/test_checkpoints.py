@@ -35,6 +35,7 @@ def make_state(step, sharding=None):
         {"layer": {"w": place(weights)}, "b": jnp.zeros(2)},
         {"bias": place(weights / 5)},
         moments,
+        (place(weights * 2),),
     )
 
 

@@ -151,12 +151,14 @@ def test_evaluation_has_its_own_capacity(set_up_once):
 
 def test_the_dropped_fraction_is_a_mean_over_layers():
     def routing(dropped):
-        shapes = RoutingSums(*[()] * 11)._replace(
-            assigned=(4,), probability=(4,), wanted_by_rank=(1,), dropped_by_rank=(1,), wanted_by_position=(8,),
-            dropped_by_position=(8,), probability_histogram=(20,),
-        )  # fmt: skip
-        zeros = RoutingSums(*[jnp.zeros((2, *shape)) for shape in shapes])
-        return zeros._replace(wanted_by_rank=jnp.full((2, 1), 8.0), dropped_by_rank=jnp.array(dropped)[:, None])
+        shapes = {name: () for name in ("tokens", "squared_logsumexp", "entropy", "passed_through")}
+        shapes |= {name: (4,) for name in ("assigned", "probability", "importance")}
+        shapes |= {
+            f"{what}_by_{by[0]}": by[1:] for what in ("wanted", "dropped") for by in (("rank", 1), ("position", 8))
+        }
+        shapes |= {"probability_histogram": (20,)}
+        zeros = RoutingSums(**{name: jnp.zeros((2, *shape)) for name, shape in shapes.items()}, smooth_load=None)
+        return (zeros._replace(wanted_by_rank=jnp.full((2, 1), 8.0), dropped_by_rank=jnp.array(dropped)[:, None]),)
 
     results = [sums([1.0], [1], [1])._replace(routing=routing(dropped)) for dropped in ([8.0, 1.0], [4.0, 1.0])]
     assert evaluate_sums(results, ("a",)).dropped_fraction == pytest.approx((12 / 16 + 2 / 16) / 2)

@@ -43,6 +43,14 @@ def test_a_layer_without_tokens_is_idle_everywhere():
     assert not any(red > blue + 50 for red, _, blue in colours(expert_load_image(np.zeros((2, 4)))))
 
 
+def test_experts_that_a_layer_does_not_have_are_grey():
+    load = np.array([[1.0, 1.0, np.nan, np.nan], [1.0, 1.0, 1.0, 1.0]])
+    pixels = expert_load_image(load)
+    grey = np.all(np.abs(pixels.astype(int) - 153) <= 1, axis=-1).mean()
+    assert grey > 0.05
+    assert grey > 10 * np.all(np.abs(expert_load_image(np.ones((2, 4))).astype(int) - 153) <= 1, axis=-1).mean()
+
+
 def test_leaves_pyplot_alone():
     check = "import sys, moe_jax.train.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0

@@ -95,7 +95,7 @@ def test_summary(trained):
     assert summary["steps"] == 6
     assert summary["train_loss"] == lines[-2]["train/loss"]
     assert summary["dropped_fraction"] == lines[-2]["moe/dropped"]
-    assert summary["max_violation"] == lines[-2]["moe/max_violation"]
+    assert summary["max_violation"] == lines[-2]["moe/max_violation_window"]
     assert summary["eval_loss"] == lines[-1]["eval/loss"]
     assert summary["eval_bits_per_byte"] == lines[-1]["eval/bits_per_byte"]
     counts = count(run)

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from moe_jax.data import Batch
-from moe_jax.moe.balance import balance_loss, z_loss
+from moe_jax.moe.balance import AuxiliaryLosses, balance_loss, importance_loss, z_loss
 from moe_jax.train import report
 from moe_jax.train.metrics import MetricsWriter
 from moe_jax.train.optimizer import learning_rate
@@ -75,7 +75,8 @@ def test_accumulation_of_an_moe_on_a_mesh(step_of, whole_moe):
     fields = NO_DROPS | {"train.accumulate": 2, "mesh.data": 2, "mesh.expert": 2}
     metrics, gradients, _ = take_step(step_of, fields, devices=4)
     assert whole_moe[0].routing.dropped.tolist() == [0.0]
-    assert_close(metrics._replace(balance_loss=0, z_loss=0), whole_moe[0]._replace(balance_loss=0, z_loss=0))
+    by_micro_batch = {"balance_loss": 0, "z_loss": 0, "max_violation_micro_batch": 0}
+    assert_close(metrics._replace(**by_micro_batch), whole_moe[0]._replace(**by_micro_batch))
     assert_close(gradients, whole_moe[1])
 
 
@@ -153,7 +154,8 @@ def test_nan_is_seen(step_of, tmp_path):
 
 def test_the_loss_weighs_each_auxiliary_loss_by_its_own_coefficient(set_up_once):
     """Value and gradient of the total are those of its parts, which are made of the routing's sums."""
-    setup, state = set_up_once({"model.num_layers": 2, "moe.balance_loss": 0.3, "moe.z_loss": 0.07})
+    weights = {"moe.balance_loss": 0.3, "moe.z_loss": 0.07, "moe.importance_loss": 0.2}
+    setup, state = set_up_once({"model.num_layers": 2, **weights})
     batch, micro_batches = setup.place(make_batch()), 2
     tokens = jnp.sum(batch.segments > 0)
     loss = _make_loss(setup.run, setup.mesh, setup.model)
@@ -161,21 +163,25 @@ def test_the_loss_weighs_each_auxiliary_loss_by_its_own_coefficient(set_up_once)
     @jax.jit
     def parts_and_gradients(params):
         def parts(params):
-            total, losses = loss(params, state.variables, batch, jax.random.key(0), tokens, micro_batches)
-            return (total, losses.cross_entropy, losses.balance, losses.z), losses.sums
+            total, losses = loss(params, state.variables, batch, jax.random.key(0), tokens, micro_batches, None)
+            auxiliary = losses.auxiliary
+            return (total, losses.cross_entropy, auxiliary.balance, auxiliary.z, auxiliary.importance), losses.sums
 
         values, pull, sums = jax.vjp(parts, params, has_aux=True)
-        basis = [tuple(jnp.float32(i == j) for j in range(4)) for i in range(4)]
+        basis = [tuple(jnp.float32(i == j) for j in range(5)) for i in range(5)]
         return values, [pull(cotangent)[0] for cotangent in basis], sums
 
-    values, gradients, sums = jax.device_get(parts_and_gradients(state.params))
-    weigh = lambda cross_entropy, balance, z: cross_entropy + 0.3 * balance + 0.07 * z
+    values, gradients, (sums,) = jax.device_get(parts_and_gradients(state.params))
+    sums = jax.tree.map(jnp.asarray, sums)
+    weigh = lambda cross_entropy, balance, z, importance: cross_entropy + 0.3 * balance + 0.07 * z + 0.2 * importance
     np.testing.assert_allclose(values[0], weigh(*values[1:]), rtol=1e-6)
     assert_close(gradients[0], jax.tree.map(weigh, *gradients[1:]), rtol=1e-4)
     np.testing.assert_allclose(values[2], np.sum(balance_loss(sums)) / micro_batches, rtol=1e-6)
     np.testing.assert_allclose(values[3], np.sum(z_loss(sums)) / micro_batches, rtol=1e-6)
+    np.testing.assert_allclose(values[4], np.sum(importance_loss(sums)) / micro_batches, rtol=1e-6)
     norms = [optax.global_norm(gradient) for gradient in gradients]
-    assert min(norms) > 1e-2 and abs(norms[2] - norms[3]) > 1e-2  # else a wrong weight could go unseen
+    assert min(norms) > 1e-2  # else a wrong weight could go unseen
+    assert min(abs(norms[i] - norms[j]) for i, j in ((2, 3), (2, 4), (3, 4))) > 1e-2
 
 
 def test_accumulation_takes_the_mean_of_the_auxiliary_losses(step_of):
@@ -194,9 +200,10 @@ def test_every_micro_batch_has_noise_of_its_own():
     """A gradient that is nothing but a draw, in the place of its micro-batch."""
     batch = jax.tree.map(jnp.asarray, make_batch([16] * 3)._replace(domain=np.arange(3, dtype=np.int32)))
 
-    def draw(params, variables, part, key, tokens, micro_batches):
+    def draw(params, variables, part, key, tokens, micro_batches, before):
         place = jax.nn.one_hot(part.domain[0], micro_batches)
-        return (jnp.zeros(()), Losses(*[jnp.zeros(())] * 3, sums=None)), place * jax.random.uniform(key)
+        losses = Losses(jnp.zeros(()), AuxiliaryLosses(jnp.zeros(()), jnp.zeros(()), None, None), None, ())
+        return (jnp.zeros(()), losses), place * jax.random.uniform(key)
 
     draws, _ = _accumulate(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jax.random.key(0))
     again, _ = _accumulate(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jax.random.key(0))
