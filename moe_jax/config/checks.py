@@ -67,6 +67,11 @@ def _between(name: str, value: int | float, low: int | float, high: int | float)
         raise Violation(f"{name}={value} is outside [{low}, {high}]: choose a value inside")
 
 
+def _below_one(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise Violation(f"{name}={value} is outside [0, 1): choose a value inside")
+
+
 def _not_negative(name: str, value: int | float) -> None:
     if not value >= 0:
         raise Violation(f"{name}={value} is negative: give 0 or more")
@@ -130,9 +135,7 @@ def _ranges(run: RunConfig) -> None:
     )
     _each(run, "moe.balance_loss moe.z_loss train.weight_decay train.clip_norm", _not_negative)
     _each(run, "train.final_learning_rate moe.second_threshold", lambda n, v: _between(n, v, 0, 1))
-    for name, value in (("train.b1", run.train.b1), ("train.b2", run.train.b2), ("moe.jitter", run.moe.jitter)):
-        if not 0 <= value < 1:
-            raise Violation(f"{name}={value} is outside [0, 1): choose a value inside")
+    _each(run, "train.b1 train.b2 moe.jitter moe.expert_dropout", _below_one)
     if not 0 < run.data.holdout_fraction < 1:
         raise Violation(
             f"data.holdout_fraction={run.data.holdout_fraction} is outside (0, 1): 0.05 holds out one file in 20"
@@ -172,6 +175,13 @@ def _moe(run: RunConfig) -> None:
         raise Violation(
             f"moe.top_k={moe.top_k} with moe.router={moe.router!r}, which is top-{required}: use moe.router='top_k'"
         )
+    for field, value in ROUTERS[moe.router].fixed_fields.items():
+        if getattr(moe, field) != value:
+            raise Violation(
+                f"moe.{field}={getattr(moe, field)!r} with moe.router={moe.router!r}, which has no use for it: set "
+                f"moe.{field}={value!r}"
+            )
+    _soft_slots(run)
     for name in ("moe.capacity_factor", "moe.eval_capacity_factor"):
         slots = capacity(getattr(moe, name.removeprefix("moe.")), moe.top_k, moe.group_size, moe.num_experts)
         if moe.exchange_chunks > slots:
@@ -187,6 +197,18 @@ def _moe(run: RunConfig) -> None:
         raise Violation(
             f"moe.first_dense={moe.first_dense} and moe.every={moe.every} leave no MoE layer in model.num_layers="
             f"{run.model.num_layers}: lower one of them, or set moe.num_experts=0 for a dense model"
+        )
+
+
+def _soft_slots(run: RunConfig) -> None:
+    """Slots of Soft MoE are trained weights: evaluation has no others."""
+    moe = run.moe
+    slots = lambda factor: capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
+    if moe.router == "soft" and slots(moe.eval_capacity_factor) != slots(moe.capacity_factor):
+        raise Violation(
+            f"moe.eval_capacity_factor={moe.eval_capacity_factor} gives C={slots(moe.eval_capacity_factor)} with "
+            f"moe.router='soft', whose C={slots(moe.capacity_factor)} slots are trained: set it to "
+            f"moe.capacity_factor={moe.capacity_factor}"
         )
 
 

@@ -6,6 +6,8 @@ from moe_jax.config.capacity import capacity, effective_factor, nominal_capacity
 from moe_jax.config.counting import count
 from moe_jax.config.layers import num_moe_layers
 from moe_jax.config.schema import RunConfig, flatten
+from moe_jax.moe.plan import DROP_ORDERS
+from moe_jax.moe.router import ROUTERS
 
 
 def describe(run: RunConfig) -> list[str]:
@@ -41,8 +43,14 @@ def warn(run: RunConfig) -> None:
             f"raise moe.group_size={moe.group_size}",
             stacklevel=2,
         )
-    looks_ahead = moe.drop_order == "priority" or (moe.drop_order == "choice" and moe.top_k > 1)
-    if looks_ahead:
+    if not ROUTERS[moe.router].causal:
+        causal = ", ".join(repr(name) for name, router in ROUTERS.items() if router.causal)
+        warnings.warn(
+            f"moe.router={moe.router!r} lets later tokens change what earlier ones get, in a causal model: "
+            f"moe.router={causal} do not",
+            stacklevel=2,
+        )
+    if not DROP_ORDERS[moe.drop_order].causal(moe.top_k):
         warnings.warn(
             f"moe.drop_order={moe.drop_order!r} lets later tokens take the slots of earlier ones, in a causal model: "
             "moe.drop_order='position' does not",
@@ -59,8 +67,8 @@ def markdown(run: RunConfig) -> str:
 def _capacity_line(phase: str, factor: float, run: RunConfig) -> str:
     shape = (run.moe.top_k, run.moe.group_size, run.moe.num_experts)
     slots = capacity(factor, *shape)
+    drops = f"uniform random routing would drop {random_drop_fraction(slots, *shape):.2%}"
     return (
         f"capacity in {phase}: C = {slots} slots an expert and group, factor {factor} (effective "
-        f"{effective_factor(slots, *shape):.3f}); uniform random routing would drop "
-        f"{random_drop_fraction(slots, *shape):.2%}"
+        f"{effective_factor(slots, *shape):.3f}); {'nothing drops' if ROUTERS[run.moe.router].fills_slots else drops}"
     )

@@ -8,10 +8,12 @@ from jaxtyping import Array, Float
 from moe_jax.config.capacity import capacity
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.dispatch import DISPATCHERS
+from moe_jax.moe.dropout import hidden_mask
 from moe_jax.moe.feed_forward import Experts, FeedForward
 from moe_jax.moe.plan import make_plan
 from moe_jax.moe.router import ROUTERS, TokenInfo
-from moe_jax.moe.stats import RoutingSums, routing_sums
+from moe_jax.moe.routers.soft import Soft, mix_into_slots, mix_into_tokens
+from moe_jax.moe.stats import RoutingSums, routing_sums, soft_sums
 from moe_jax.parallel.collectives import sum_over, varying
 from moe_jax.parallel.exchange import from_experts, to_experts
 from moe_jax.parallel.mesh import TENSOR
@@ -40,31 +42,53 @@ class MoELayer(nnx.Module):
         `train` picks the capacity factor.
         """
         moe = self.moe
-        groups = x.reshape(-1, moe.group_size, x.shape[-1])
-        in_groups = lambda a: a.reshape(-1, moe.group_size)
-        routing = self.router(groups, info._replace(ids=in_groups(info.ids), valid=in_groups(info.valid)))
         factor = moe.capacity_factor if train else moe.eval_capacity_factor
         slots = capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
-        plan = make_plan(routing, slots, moe.drop_order)
+        groups = x.reshape(-1, moe.group_size, x.shape[-1])
+        in_groups = lambda a: a.reshape(-1, moe.group_size)
+        info = info._replace(ids=in_groups(info.ids), valid=in_groups(info.valid), capacity=slots)
+        y, sums = (self._mix if isinstance(self.router, Soft) else self._dispatch)(groups, info)
+        return y.reshape(x.shape), sums
+
+    def _dispatch(self, groups: Float[Array, "G T D"], info: TokenInfo) -> tuple[Float[Array, "G T D"], RoutingSums]:
+        """Tokens move to experts of their own and back."""
+        moe = self.moe
+        routing = self.router(groups, info)
+        plan = make_plan(routing, info.capacity, moe.drop_order)
 
         # From here to the sum over `tensor` every device of that axis works on its part of F. Said of the tokens, here,
         # the backward pass sums their gradients over the axis; said later, it would sum those of the larger buffers.
         groups = varying(groups, [TENSOR])
         dispatcher = DISPATCHERS[moe.dispatcher]
-        buffers = dispatcher.dispatch(groups, plan).reshape(groups.shape[0], moe.num_experts, slots, -1)
-        out = self._exchange(buffers)
-        y = dispatcher.combine(out.reshape(groups.shape[0], moe.num_experts * slots, -1), routing.gate, plan)
+        out = self._exchange(dispatcher.dispatch(groups, plan), info)
+        y = dispatcher.combine(out, routing.gate, plan)
         if self.shared is not None:
             y = y + self.shared(groups)
-        return sum_over(y, [TENSOR]).reshape(x.shape), routing_sums(routing, plan)
+        return sum_over(y, [TENSOR]), routing_sums(routing, plan)
 
-    def _exchange(self, buffers: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
-        """What the experts make of the buffers: there, through, and back, `moe.exchange_chunks` pieces of C in turn."""
-        wire = self.moe.exchange_dtype or buffers.dtype
+    def _mix(self, groups: Float[Array, "G T D"], info: TokenInfo) -> tuple[Float[Array, "G T D"], RoutingSums]:
+        """Soft MoE: tokens are mixed into slots, and what the experts make of them into tokens."""
+        routing = self.router(groups, info)
+        # The buffers are what is summed over `tensor`: said of the tokens, it would be the gradients of T * S weights.
+        buffers = varying(mix_into_slots(groups, routing), [TENSOR])
+        y = mix_into_tokens(sum_over(self._exchange(buffers, info), [TENSOR]), routing)
+        if self.shared is not None:
+            y = y + sum_over(self.shared(varying(groups, [TENSOR])), [TENSOR])
+        return y, soft_sums(routing)
+
+    def _exchange(self, buffers: Float[Array, "G S D"], info: TokenInfo) -> Float[Array, "G S D"]:
+        """What the experts make of the slots: there, through, and back, `moe.exchange_chunks` pieces of C in turn."""
+        moe, chunks = self.moe, self.moe.exchange_chunks
+        wire = moe.exchange_dtype or buffers.dtype
         weights = self.experts.gathered(buffers.dtype)
+        by_expert = buffers.reshape(buffers.shape[0], moe.num_experts, info.capacity, -1)
+        masks = [None] * chunks
+        if moe.expert_dropout and info.keys is not None:
+            mask = hidden_mask(info.keys, moe.expert_dropout, info.capacity, weights)
+            masks = jnp.array_split(mask, chunks, axis=2)
         returned = []
-        for chunk in jnp.array_split(buffers.astype(wire), self.moe.exchange_chunks, axis=2):
+        for chunk, mask in zip(jnp.array_split(by_expert.astype(wire), chunks, axis=2), masks, strict=True):
             dispatched = checkpoint_name(to_experts(chunk), DISPATCHED)
-            out = self.experts(dispatched.astype(buffers.dtype), weights)
+            out = self.experts(dispatched.astype(buffers.dtype), weights, mask)
             returned.append(checkpoint_name(from_experts(out.astype(wire)), RETURNED))
-        return jnp.concatenate(returned, axis=2).astype(buffers.dtype)
+        return jnp.concatenate(returned, axis=2).astype(buffers.dtype).reshape(buffers.shape)

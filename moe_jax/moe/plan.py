@@ -44,13 +44,24 @@ def priority_order(probability: Float[Array, "T"], k: int) -> Int[Array, "N"]:
     return (by_probability[None, :] * k + jnp.arange(k)[:, None]).reshape(-1)
 
 
-DROP_ORDERS: dict[str, Callable] = {"position": position_order, "choice": choice_order, "priority": priority_order}
+class DropOrder(NamedTuple):
+    """A queue, and for which numbers of choices K what a token gets depends on no later token."""
+
+    queue: Callable[[Float[Array, "T"], int], Int[Array, "N"]]
+    causal: Callable[[int], bool]
+
+
+DROP_ORDERS: dict[str, DropOrder] = {
+    "position": DropOrder(position_order, causal=lambda k: True),
+    "choice": DropOrder(choice_order, causal=lambda k: k == 1),
+    "priority": DropOrder(priority_order, causal=lambda k: False),
+}
 
 
 def make_plan(routing: Routing, capacity: int, drop_order: str) -> Plan:
     """Gives slots first come, first served, in the drop order; C = `capacity` slots for each expert and group."""
     num_experts = routing.probabilities.shape[-1]
-    order = DROP_ORDERS[drop_order]
+    order = DROP_ORDERS[drop_order].queue
 
     def plan_group(expert: Int[Array, "T K"], wanted: Bool[Array, "T K"], probability: Float[Array, "T"]):
         k = expert.shape[-1]

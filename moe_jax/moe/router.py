@@ -3,6 +3,7 @@
 Add a router by writing it and naming it in `ROUTERS`. The decision is a value, a `Routing`; nothing moves here.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ class TokenInfo(NamedTuple):
     valid: Bool[Array, "*T"]  # False: padding
     keys: Key[Array, "G"] | None  # noise of each group, for this layer; None: no noise (evaluation)
     step: Int[Array, ""]  # of training
+    capacity: int | None = None  # slots of each expert in a group; the layer sets it
 
 
 def plain_tokens(shape: tuple[int, ...]) -> TokenInfo:
@@ -33,7 +35,7 @@ def plain_tokens(shape: tuple[int, ...]) -> TokenInfo:
 class Routing(NamedTuple):
     """The decision for every token of every group: K choices in descending order of probability (rank 0 first)."""
 
-    expert: Int[Array, "G T K"]
+    expert: Int[Array, "G T K"]  # E, one past the last: no choice, counted nowhere (and not wanted)
     gate: Float[Array, "G T K"]  # weight of the choice's output in the sum
     wanted: Bool[Array, "G T K"]  # False: a padding token, or a choice that the router itself lets go
     valid: Bool[Array, "G T"]  # False: a padding token, which takes no slot and counts in no statistic
@@ -56,6 +58,8 @@ class Router(nnx.Module):
     """Router weights, and what all token-choice routers share. Subclasses choose in `select`."""
 
     required_top_k: ClassVar[int | None] = None  # None: any number of choices
+    fills_slots: ClassVar[bool] = False  # every slot is used and nothing is dropped: E * C / T experts a token
+    fixed_fields: ClassVar[Mapping[str, object]] = {}  # of MoEConfig that it makes no use of: the value they must have
 
     def __init__(
         self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
@@ -64,7 +68,14 @@ class Router(nnx.Module):
         self.weight = param(rngs, (d_model, moe.num_experts), ("embed", None), init, dtype)
 
     def __call__(self, x: Float[Array, "G T D"], info: TokenInfo) -> Routing:
-        """Routes every token.
+        """Routes every token."""
+        logits = self.logits(x, info)
+        probabilities = jax.nn.softmax(logits)
+        expert, gate, kept = self.select(logits, info.keys)
+        return Routing(expert, gate, kept & info.valid[..., None], info.valid, probabilities, logits)
+
+    def logits(self, x: Float[Array, "G T D"], info: TokenInfo) -> Float[Array, "G T E"]:
+        """Scores of every token for every expert.
 
         In float32 at the highest matmul precision, whatever the model computes in: bfloat16 logits make training
         diverge (Switch Transformer, section 2.4), and float32 matmuls are not float32 on TPU and GPU by default.
@@ -73,10 +84,7 @@ class Router(nnx.Module):
         x = x.astype(dtype)
         if info.keys is not None and self.moe.jitter:
             x = x * _per_group(_jitter(self.moe.jitter), info.keys, x.shape[1:], dtype)
-        logits = jnp.einsum("gtd,de->gte", x, gather(self.weight, dtype), precision=lax.Precision.HIGHEST)
-        probabilities = jax.nn.softmax(logits)
-        expert, gate, kept = self.select(logits, info.keys)
-        return Routing(expert, gate, kept & info.valid[..., None], info.valid, probabilities, logits)
+        return jnp.einsum("gtd,de->gte", x, gather(self.weight, dtype), precision=lax.Precision.HIGHEST)
 
     def select(
         self, logits: Float[Array, "G T E"], keys: Key[Array, "G"] | None

@@ -118,7 +118,7 @@ def test_tokens_that_are_passed_on(monkeypatch, axis):
 
 
 def test_a_weight_gathered_again_for_every_piece(monkeypatch):
-    monkeypatch.setattr(Experts, "__call__", lambda self, b, weights: apply_experts(self, b, self.gathered(b.dtype)))
+    monkeypatch.setattr(Experts, "__call__", lambda self, b, w, mask: apply_experts(self, b, self.gathered(b.dtype)))
     assert "elements of gradients are scattered over fsdp" in broken(
         {"fsdp": 4, "expert": 2}, **{"moe.exchange_chunks": 3}
     )
