@@ -3,10 +3,13 @@
 The tests hold the parameter counts against the real parameter tree, and the FLOPs against what XLA counts.
 """
 
+from fractions import Fraction
 from typing import NamedTuple
 
+from moe_jax.config.capacity import capacity
 from moe_jax.config.layers import MOE, segments
 from moe_jax.config.schema import RunConfig
+from moe_jax.moe.router import ROUTERS
 
 GATED = frozenset({"swiglu", "geglu"})
 
@@ -15,7 +18,7 @@ class Counts(NamedTuple):
     """Sizes of a model."""
 
     total_params: int
-    active_params: int  # that one token meets: K of the E routed experts, everything else
+    active_params: int  # that one token meets: K of the E routed experts (or as many as slots hold), everything else
     embedding_params: int  # input embedding and, untied, the output head; part of both counts above
     flops_per_token: int  # training: forward and backward pass
 
@@ -38,16 +41,17 @@ def count(run: RunConfig) -> Counts:
     norms = 2 * D
     dense = feed_forward_params(D, model.d_ff, model.activation)
     expert = feed_forward_params(D, moe.d_ff, moe.activation)
-    outside_experts = D * moe.num_experts + moe.num_shared_experts * expert  # router and shared experts
+    shared = moe.num_shared_experts * expert
+    router, visited = _router(run), _experts_a_token(run) * expert
 
     total = active = matmul = 0
     for part in segments(run):
         for kind in part.pattern:
             routed = kind == MOE
-            common = attention + (outside_experts if routed else dense)
-            total += part.repeats * (common + norms + routed * moe.num_experts * expert)
-            active += part.repeats * (common + norms + routed * moe.top_k * expert)
-            matmul += part.repeats * (common + routed * moe.top_k * expert)
+            common = attention + (shared if routed else dense)
+            total += part.repeats * (common + norms + routed * (router.params + moe.num_experts * expert))
+            active += part.repeats * (common + norms + routed * (router.params + round(visited)))
+            matmul += part.repeats * (common + routed * (router.products + round(visited)))
     table = model.vocab_size * D
     embedding = table if model.tie_embeddings else 2 * table
     scores = 12 * run.data.sequence_length * model.num_heads * model.head_dim * model.num_layers
@@ -57,3 +61,28 @@ def count(run: RunConfig) -> Counts:
         embedding_params=embedding,
         flops_per_token=6 * (matmul + table) + scores,
     )
+
+
+class _Router(NamedTuple):
+    """One layer's router."""
+
+    params: int
+    products: int  # multiply-adds a token, forward
+
+
+def _router(run: RunConfig) -> _Router:
+    """Soft MoE multiplies three times with S columns: for the logits, into slots and out of them."""
+    moe, D = run.moe, run.model.d_model
+    if moe.router == "soft":
+        slots = moe.num_experts * capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
+        return _Router(D * slots + 1, 3 * D * slots)
+    return _Router(D * moe.num_experts, D * moe.num_experts)
+
+
+def _experts_a_token(run: RunConfig) -> Fraction:
+    """K, or on average E * C / T where every slot is used."""
+    moe = run.moe
+    if moe.num_experts == 0 or not ROUTERS[moe.router].fills_slots:
+        return Fraction(moe.top_k)
+    slots = capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
+    return Fraction(moe.num_experts * slots, moe.group_size)
