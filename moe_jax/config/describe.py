@@ -44,10 +44,10 @@ def warn(run: RunConfig) -> None:
             stacklevel=2,
         )
     if not ROUTERS[moe.router].causal:
-        causal = ", ".join(repr(name) for name, router in ROUTERS.items() if router.causal)
+        causal = " or ".join(repr(name) for name, router in ROUTERS.items() if router.causal)
         warnings.warn(
-            f"moe.router={moe.router!r} lets later tokens change what earlier ones get, in a causal model: "
-            f"moe.router={causal} do not",
+            f"moe.router={moe.router!r} lets later tokens change what earlier ones get, in a causal model: choose "
+            f"moe.router={causal}",
             stacklevel=2,
         )
     if not DROP_ORDERS[moe.drop_order].causal(moe.top_k):
