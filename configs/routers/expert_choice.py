@@ -1,7 +1,7 @@
 """Expert choice (Zhou et al. 2022): each expert takes the tokens it scores highest; two experts a token on average.
 
-The model of `quickstart.py`. The paper's capacity factor is K times ours: with factor 1 every expert takes K * T / E = 128
-of a group's 1,024 tokens, all slots are used and none is dropped. Loads are equal, so there is no balance loss.
+The model of `quickstart.py`. The paper's capacity factor is K times ours: with factor 1 every expert takes K * T / E,
+128 of a group's 1,024 tokens, all slots are used and none is dropped. Loads are equal, so there is no balance loss.
 
 Experts choose among a whole group, later tokens included: the loss of this causal model is flattered by what they see,
 and generating token by token is another model. A warning says so. Compare it with other routers only with care.

@@ -4,8 +4,8 @@ The model of `quickstart.py` with as many slots as tokens: groups of one sequenc
 of 8 slots each. Nothing is dropped and nothing to balance.
 
 Every token is mixed with all of its group, later ones included: the loss of this causal model is flattered by what it
-sees (it can fall below any causal model's), and generating token by token is another model. A warning says so. The paper
-is about images.
+sees (it can fall below any causal model's), and generating token by token is another model. A warning says so. The
+paper is about images.
 
 Cost: a step of `quickstart.py`, and three products with 128 columns in the place of the router's one with 16.
 """
