@@ -57,8 +57,6 @@ def top_k_of(logits: Float[Array, "G T E"], k: int) -> tuple[Int[Array, "G T K"]
 class Router(nnx.Module):
     """Router weights, and what all token-choice routers share. Subclasses choose in `select`."""
 
-    causal: ClassVar[bool] = True  # what a token gets depends on no later token
-    paper: ClassVar[str]  # authors, year, title, equation
     required_top_k: ClassVar[int | None] = None  # None: any number of choices
     fills_slots: ClassVar[bool] = False  # every slot is used and nothing is dropped: E * C / T experts a token
     fixed_fields: ClassVar[Mapping[str, object]] = {}  # of MoEConfig that it makes no use of: the value they must have
@@ -102,7 +100,6 @@ class Switch(Router):
     the router would learn nothing from the task.
     """
 
-    paper = "Fedus et al. 2021, Switch Transformers, equation 2"
     required_top_k = 1
 
     def select(self, logits, keys):
@@ -118,7 +115,6 @@ class GShard(Router):
     probability min(1, 2 * its gate) in training, always in evaluation.
     """
 
-    paper = "Lepikhin et al. 2020, GShard, algorithm 1"
     required_top_k = 2
 
     def select(self, logits, keys):
@@ -140,8 +136,6 @@ class GShard(Router):
 class TopK(Router):
     """The K most probable experts of the softmax; gates raw (OLMoE) or divided by their sum (Mixtral, Qwen3)."""
 
-    paper = "Jiang et al. 2024, Mixtral of Experts, section 2.1"
-
     def select(self, logits, keys):
         """See `Router.select`."""
         expert, gate = top_k_of(logits, self.moe.top_k)
@@ -160,13 +154,3 @@ def _per_group(draw, keys: Key[Array, "G"], shape: tuple[int, ...], dtype) -> Fl
 
 
 ROUTERS: dict[str, type[Router]] = {"switch": Switch, "gshard": GShard, "top_k": TopK}
-
-
-def _whole_group_routers() -> dict[str, type[Router]]:
-    from moe_jax.moe.routers.expert_choice import ExpertChoice
-    from moe_jax.moe.routers.soft import Soft
-
-    return {"expert_choice": ExpertChoice, "soft": Soft}
-
-
-ROUTERS |= _whole_group_routers()
