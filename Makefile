@@ -12,7 +12,7 @@ NEWEST = $(shell for p in $(CANDIDATES); do \
 PYTHON ?= $(NEWEST)
 RUNS := runs
 
-.PHONY: venv venv-aot quickstart test test-slow test-gpu test-aot lint benchmark compare tensorboard clean
+.PHONY: venv venv-aot quickstart test test-slow test-gpu test-aot lint docs benchmark compare tensorboard clean
 
 venv: $(VENV)/.installed
 
@@ -53,6 +53,10 @@ test-aot: venv-aot
 
 lint: venv
 	$(BIN)/ruff check .
+
+# docs/routers.md, from the registry of routers; a test holds the file to it.
+docs: venv
+	$(BIN)/python -m moe_jax.analysis.router_docs > docs/routers.md.new && mv docs/routers.md.new docs/routers.md
 
 # Trains a dense model and its Switch twin of equal FLOPs a token, then prints steps and time to the dense model's loss.
 compare: venv

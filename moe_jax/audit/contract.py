@@ -17,6 +17,8 @@ from jax.sharding import Mesh
 from moe_jax.config.capacity import capacity
 from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import MoEConfig, RunConfig
+from moe_jax.moe.router import columns
+from moe_jax.moe.routers import ROUTERS
 from moe_jax.parallel.mesh import DATA, EXPERT, FSDP, TENSOR
 from moe_jax.parallel.program import Collective
 from moe_jax.parallel.sharding import RULES
@@ -49,8 +51,7 @@ def exchange_bytes(run: RunConfig, moe: MoEConfig, platform: str) -> int:
     itemsize = max(ITEMSIZE[moe.exchange_dtype or run.model.dtype], 4 if platform == "cpu" else 0)
     sequences = run.data.batch_size // run.train.accumulate // (mesh.data * mesh.fsdp * mesh.expert)
     groups = sequences * run.data.sequence_length // moe.group_size
-    slots = capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
-    return groups * moe.num_experts * slots * run.model.d_model * itemsize
+    return groups * moe.num_experts * _slots(moe) * run.model.d_model * itemsize
 
 
 def _exchange(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
@@ -75,6 +76,8 @@ def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
     """What is gathered or scattered is a weight, over one mesh axis."""
     if c.kind not in ("all-gather", "reduce-scatter"):
         return
+    if _gathers_keys(c, run):
+        return
     if len(c.axes) != 1 or c.axes[0] not in (FSDP, EXPERT):
         yield f"{_named(c)}: weights are gathered and scattered over fsdp or expert, one at a time"
         return
@@ -86,6 +89,13 @@ def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
         elements = _elements(shape) * _pieces(c)
         if not any(whole <= elements <= PADDING * whole for whole in allowed):
             yield f"{_named(c)}: {shape} is no weight's, whole or in part"
+
+
+def _gathers_keys(c: Collective, run: RunConfig) -> bool:
+    """A number or four for each group, over `expert`: the keys of expert dropout."""
+    groups = run.data.batch_size * run.data.sequence_length // run.moe.group_size
+    whole = c.dtype == "u32" and c.bytes <= 4 * 4 * groups
+    return run.moe.expert_dropout > 0 and c.kind == "all-gather" and c.axes == (EXPERT,) and whole
 
 
 def _pieces(c: Collective) -> float:
@@ -130,14 +140,16 @@ def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iter
         yield f"{over_tensor:g} elements are summed over tensor, more than {tensor_elements(run)}"
 
 
-def tensor_elements(run: RunConfig) -> int:
+def tensor_elements(run: RunConfig) -> float:
     """Elements that a step may sum over `tensor`: a device's tokens after attention and after the feed-forward, and
     their gradients; again where the forward pass is repeated; a few numbers a token for gates and softmax.
     """
     sequences = run.data.batch_size // (run.mesh.data * run.mesh.fsdp * run.mesh.expert)
     tokens = sequences * run.data.sequence_length
     passes = 2 if run.model.remat == "none" else 3
-    by_layer = 2 * passes * run.model.d_model + passes * run.moe.top_k
+    by_layer = 2 * passes * run.model.d_model + passes * _ranks(run.moe)
+    if run.moe.router == "soft":  # sums slots where others sum tokens
+        by_layer += passes * run.model.d_model * run.moe.num_experts * _slots(run.moe) / run.moe.group_size
     output = run.model.d_model + 3 * passes  # the gradient of the head's input; maximum, sum and target of the softmax
     return tokens * (run.model.num_layers * by_layer + output) + run.train.accumulate * small_elements(run)
 
@@ -145,9 +157,19 @@ def tensor_elements(run: RunConfig) -> int:
 def small_elements(run: RunConfig) -> int:
     """Elements of all that may be summed over the whole mesh: statistics of all MoE layers, norms' scales, scalars."""
     statistics = sum(
-        part.num_moe_layers * (4 * part.moe.num_experts + 2 * part.moe.top_k + 64) for part in moe_segments(run)
+        part.num_moe_layers * (4 * columns(part.moe) + 2 * _ranks(part.moe) + 64) for part in moe_segments(run)
     )
     return statistics + (2 * run.model.num_layers + 1) * run.model.d_model + 64
+
+
+def _ranks(moe: MoEConfig) -> int:
+    """Gates of a token."""
+    return moe.num_experts if ROUTERS[moe.router].fills_slots else moe.top_k
+
+
+def _slots(moe: MoEConfig) -> int:
+    """C in training."""
+    return capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
 
 
 def gathered_elements(run: RunConfig, mesh: Mesh) -> dict[str, set[int]]:

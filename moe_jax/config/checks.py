@@ -45,6 +45,11 @@ def _between(name: str, value: int | float, low: int | float, high: int | float)
         raise Violation(f"{name}={value} is outside [{low}, {high}]: choose a value inside")
 
 
+def _below_one(name: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise Violation(f"{name}={value} is outside [0, 1): choose a value inside")
+
+
 def _not_negative(name: str, value: int | float) -> None:
     if not value >= 0:
         raise Violation(f"{name}={value} is negative: give 0 or more")
@@ -118,9 +123,7 @@ def _ranges(run: RunConfig) -> None:
         _not_negative,
     )
     _each(run, "train.final_learning_rate moe.second_threshold", lambda n, v: _between(n, v, 0, 1))
-    for name, value in (("train.b1", run.train.b1), ("train.b2", run.train.b2), ("moe.jitter", run.moe.jitter)):
-        if not 0 <= value < 1:
-            raise Violation(f"{name}={value} is outside [0, 1): choose a value inside")
+    _each(run, "train.b1 train.b2 moe.jitter moe.expert_dropout", _below_one)
     if not 0 < run.data.holdout_fraction < 1:
         raise Violation(
             f"data.holdout_fraction={run.data.holdout_fraction} is outside (0, 1): 0.05 holds out one file in 20"

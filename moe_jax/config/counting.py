@@ -3,11 +3,12 @@
 The tests hold the parameter counts against the real parameter tree, and the FLOPs against what XLA counts.
 """
 
+from fractions import Fraction
 from typing import NamedTuple
 
+from moe_jax.config.capacity import capacity
 from moe_jax.config.layers import MOE, segments
-from moe_jax.config.schema import RunConfig
-from moe_jax.moe.router import columns
+from moe_jax.config.schema import MoEConfig, RunConfig
 from moe_jax.moe.routers import ROUTERS
 
 GATED = frozenset({"swiglu", "geglu"})
@@ -17,7 +18,8 @@ class Counts(NamedTuple):
     """Sizes of a model."""
 
     total_params: int
-    active_params: int  # that one token meets: K of the E routed experts (less, if it takes null experts), all else
+    active_params: int  # that one token meets: K of the E routed experts (fewer, if it takes null experts; as many as
+    # slots hold, where every slot is used), and everything else
     embedding_params: int  # input embedding and, untied, the output head; part of both counts above
     flops_per_token: int  # training: forward and backward pass
 
@@ -46,12 +48,13 @@ def count(run: RunConfig) -> Counts:
     for part in segments(run):
         for kind in part.pattern:
             routed = kind == MOE
-            router = ROUTERS[moe.router].matmul_params(D, part.moe)
-            common = attention + (router + shared if routed else dense)
-            vectors = norms + (columns(part.moe) if routed and moe.router_bias else 0)
-            total += part.repeats * (common + vectors + routed * part.moe.num_experts * expert)
-            active += part.repeats * (common + vectors + routed * part.moe.top_k * expert)
-            matmul += part.repeats * (common + routed * part.moe.top_k * expert)
+            kind_of = ROUTERS[part.moe.router]
+            router, visited = kind_of.matmul_params(D, part.moe), round(_experts_a_token(part.moe) * expert)
+            common = attention + (shared if routed else dense)
+            vectors = norms + routed * kind_of.vector_params(part.moe)
+            total += part.repeats * (common + vectors + routed * (router + part.moe.num_experts * expert))
+            active += part.repeats * (common + vectors + routed * (router + visited))
+            matmul += part.repeats * (common + routed * (kind_of.multiply_adds(D, part.moe) + visited))
     table = model.vocab_size * D
     embedding = table if model.tie_embeddings else 2 * table
     scores = 12 * run.data.sequence_length * model.num_heads * model.head_dim * model.num_layers
@@ -61,3 +64,11 @@ def count(run: RunConfig) -> Counts:
         embedding_params=embedding,
         flops_per_token=6 * (matmul + table) + scores,
     )
+
+
+def _experts_a_token(moe: MoEConfig) -> Fraction:
+    """K, or on average E * C / T where every slot is used."""
+    if moe.num_experts == 0 or not ROUTERS[moe.router].fills_slots:
+        return Fraction(moe.top_k)
+    slots = capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
+    return Fraction(moe.num_experts * slots, moe.group_size)

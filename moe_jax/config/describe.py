@@ -6,6 +6,7 @@ from moe_jax.config.capacity import capacity, effective_factor, nominal_capacity
 from moe_jax.config.counting import count
 from moe_jax.config.layers import moe_segments, num_moe_layers
 from moe_jax.config.schema import MoEConfig, RunConfig, flatten
+from moe_jax.moe.plan import DROP_ORDERS
 from moe_jax.moe.routers import ROUTERS
 
 
@@ -40,17 +41,18 @@ def warn(run: RunConfig) -> None:
                 f"rounding: raise moe.group_size={one.group_size}",
                 stacklevel=2,
             )
-    looks_ahead = moe.drop_order == "priority" or (moe.drop_order == "choice" and moe.top_k > 1)
-    if looks_ahead:
+    if not ROUTERS[moe.router].causal:
+        causal = " or ".join(repr(name) for name, router in ROUTERS.items() if router.causal)
+        when = " in training" if ROUTERS[moe.router].causal_in_evaluation else ""
+        warnings.warn(
+            f"moe.router={moe.router!r} lets later tokens change what earlier ones get{when}, in a causal model: "
+            f"choose moe.router={causal}",
+            stacklevel=2,
+        )
+    if not DROP_ORDERS[moe.drop_order].causal(moe.top_k):
         warnings.warn(
             f"moe.drop_order={moe.drop_order!r} lets later tokens take the slots of earlier ones, in a causal model: "
             "moe.drop_order='position' does not",
-            stacklevel=2,
-        )
-    if not ROUTERS[moe.router].causal:
-        warnings.warn(
-            f"moe.router={moe.router!r} lets later tokens decide where earlier ones go, in a causal model: its "
-            "training loss is too good",
             stacklevel=2,
         )
 
@@ -64,8 +66,8 @@ def markdown(run: RunConfig) -> str:
 def _capacity_line(phase: str, factor: float, moe: MoEConfig) -> str:
     shape = (moe.top_k, moe.group_size, moe.num_experts)
     slots = capacity(factor, *shape)
+    drops = f"uniform random routing would drop {random_drop_fraction(slots, *shape):.2%}"
     return (
         f"capacity in {phase}: C = {slots} slots an expert and group, factor {factor} (effective "
-        f"{effective_factor(slots, *shape):.3f}); uniform random routing would drop "
-        f"{random_drop_fraction(slots, *shape):.2%}"
+        f"{effective_factor(slots, *shape):.3f}); {'nothing drops' if ROUTERS[moe.router].fills_slots else drops}"
     )

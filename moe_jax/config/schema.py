@@ -54,7 +54,7 @@ class MoEConfig:
     num_shared_experts: int = 0  # experts that every token visits, besides the routed ones
     shared_d_ff: int = 0  # hidden size of all shared experts together; 0: num_shared_experts * d_ff (the split one)
     null_experts: int = 0  # further choices that lead nowhere: a token that takes one saves the computation
-    expert_dropout: float = 0.0  # of the experts' hidden units, in training
+    expert_dropout: float = 0.0  # of the routed experts' hidden units, in training
     router: str = "switch"  # see moe_jax/moe/routers/
     normalize_gates: bool = False  # divide the K gates by their sum (K > 1 only): a softmax over the chosen logits
     routed_scaling: float = 1.0  # multiplies the gates (DeepSeek-V2: 16, V3: 2.5)

@@ -69,11 +69,16 @@ class Experts(nnx.Module):
         """This device's experts. Gather once, also where the buffers come in several pieces."""
         return _gathered(self, dtype)
 
-    def __call__(self, buffers: Float[Array, "G E C D"], weights: Weights) -> Float[Array, "G E C D"]:
-        """Applies expert e to the rows of buffers[:, e]; partial sums over `tensor`, as in `FeedForward`."""
+    def __call__(
+        self, buffers: Float[Array, "G E C D"], weights: Weights, mask: Float[Array, "G E C F"] | None = None
+    ) -> Float[Array, "G E C D"]:
+        """Applies expert e to the rows of buffers[:, e]; partial sums over `tensor`, as in `FeedForward`.
+
+        `mask` multiplies the hidden layer (dropout).
+        """
         groups, experts, slots, size = buffers.shape
-        rows = buffers.swapaxes(0, 1).reshape(experts, groups * slots, size)
-        out = _network(weights, self.activation, rows)
+        in_rows = lambda a: a.swapaxes(0, 1).reshape(experts, groups * slots, a.shape[-1])
+        out = _network(weights, self.activation, in_rows(buffers), None if mask is None else in_rows(mask))
         return out.reshape(experts, groups, slots, size).swapaxes(0, 1)
 
 
@@ -87,8 +92,10 @@ def _gathered(module: FeedForward | Experts, dtype: DTypeLike) -> Weights:
     return Weights(gather(module.up, dtype), gate, gather(module.down, dtype))
 
 
-def _network(weights: Weights, activation: str, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+def _network(
+    weights: Weights, activation: str, x: Float[Array, "*B D"], mask: Float[Array, "*B F"] | None = None
+) -> Float[Array, "*B D"]:
     activate = ACTIVATIONS[activation]
     up = x @ weights.up
     hidden = activate(up) if weights.gate is None else activate(x @ weights.gate) * up
-    return hidden @ weights.down
+    return (hidden if mask is None else hidden * mask) @ weights.down

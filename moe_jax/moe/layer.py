@@ -9,11 +9,13 @@ from moe_jax.config.capacity import capacity
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.balance import sequence_balance
 from moe_jax.moe.dispatch import DISPATCHERS
+from moe_jax.moe.dropout import hidden_mask
 from moe_jax.moe.feed_forward import Experts, FeedForward
 from moe_jax.moe.plan import make_plan
 from moe_jax.moe.router import TokenInfo
 from moe_jax.moe.routers import ROUTERS
-from moe_jax.moe.stats import RoutingSums, routing_sums
+from moe_jax.moe.routers.soft import Soft, mix_into_slots, mix_into_tokens
+from moe_jax.moe.stats import RoutingSums, routing_sums, soft_sums
 from moe_jax.parallel.collectives import sum_over, varying
 from moe_jax.parallel.exchange import from_experts, to_experts
 from moe_jax.parallel.mesh import TENSOR
@@ -40,36 +42,61 @@ class MoELayer(nnx.Module):
         `train` picks the capacity factor, and how experts are chosen where that differs (sinkhorn).
         """
         moe = self.moe
-        groups = x.reshape(-1, moe.group_size, x.shape[-1])
-        in_groups = lambda a: a.reshape(-1, moe.group_size)
-        info = info._replace(ids=in_groups(info.ids), valid=in_groups(info.valid), train=train)
-        routing = self.router(groups, info)
         factor = moe.capacity_factor if train else moe.eval_capacity_factor
         slots = capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
-        plan = make_plan(routing, slots, moe.drop_order, moe.null_experts)
+        groups = x.reshape(-1, moe.group_size, x.shape[-1])
+        in_groups = lambda a: a.reshape(-1, moe.group_size)
+        info = info._replace(ids=in_groups(info.ids), valid=in_groups(info.valid), train=train, capacity=slots)
+        y, sums = (self._mix if isinstance(self.router, Soft) else self._dispatch)(groups, info, x.shape[0])
+        return y.reshape(x.shape), sums
+
+    def _dispatch(
+        self, groups: Float[Array, "G T D"], info: TokenInfo, sequences: int
+    ) -> tuple[Float[Array, "G T D"], RoutingSums]:
+        """Tokens move to experts of their own and back."""
+        moe = self.moe
+        routing = self.router(groups, info)
+        plan = make_plan(routing, info.capacity, moe.drop_order, moe.null_experts)
 
         # From here to the sum over `tensor` every device of that axis works on its part of F. Said of the tokens, here,
         # the backward pass sums their gradients over the axis; said later, it would sum those of the larger buffers.
         groups = varying(groups, [TENSOR])
         dispatcher = DISPATCHERS[moe.dispatcher]
-        buffers = dispatcher.dispatch(groups, plan).reshape(groups.shape[0], moe.num_experts, slots, -1)
-        out = self._exchange(buffers)
-        y = dispatcher.combine(out.reshape(groups.shape[0], moe.num_experts * slots, -1), routing.gate, plan)
+        out = self._exchange(dispatcher.dispatch(groups, plan), info)
+        y = dispatcher.combine(out, routing.gate, plan)
         if self.shared is not None:
             y = y + self.shared(groups)
         sums = routing_sums(routing, plan)
         if moe.balance_scope == "sequence":
-            losses, sequences = sequence_balance(routing, x.shape[0])
-            sums = sums._replace(sequence_balance=losses, sequences=sequences)
-        return sum_over(y, [TENSOR]).reshape(x.shape), sums
+            losses, counted = sequence_balance(routing, sequences)
+            sums = sums._replace(sequence_balance=losses, sequences=counted)
+        return sum_over(y, [TENSOR]), sums
 
-    def _exchange(self, buffers: Float[Array, "G E C D"]) -> Float[Array, "G E C D"]:
-        """What the experts make of the buffers: there, through, and back, `moe.exchange_chunks` pieces of C in turn."""
-        wire = self.moe.exchange_dtype or buffers.dtype
+    def _mix(
+        self, groups: Float[Array, "G T D"], info: TokenInfo, sequences: int
+    ) -> tuple[Float[Array, "G T D"], RoutingSums]:
+        """Soft MoE: tokens are mixed into slots, and what the experts make of them into tokens."""
+        routing = self.router(groups, info)
+        # The buffers are what is summed over `tensor`: said of the tokens, it would be the gradients of T * S weights.
+        buffers = varying(mix_into_slots(groups, routing), [TENSOR])
+        y = mix_into_tokens(sum_over(self._exchange(buffers, info), [TENSOR]), routing)
+        if self.shared is not None:
+            y = y + sum_over(self.shared(varying(groups, [TENSOR])), [TENSOR])
+        return y, soft_sums(routing)
+
+    def _exchange(self, buffers: Float[Array, "G S D"], info: TokenInfo) -> Float[Array, "G S D"]:
+        """What the experts make of the slots: there, through, and back, `moe.exchange_chunks` pieces of C in turn."""
+        moe, chunks = self.moe, self.moe.exchange_chunks
+        wire = moe.exchange_dtype or buffers.dtype
         weights = self.experts.gathered(buffers.dtype)
+        by_expert = buffers.reshape(buffers.shape[0], moe.num_experts, info.capacity, -1)
+        masks = [None] * chunks
+        if moe.expert_dropout and info.keys is not None:
+            mask = hidden_mask(info.keys, moe.expert_dropout, info.capacity, weights)
+            masks = jnp.array_split(mask, chunks, axis=2)
         returned = []
-        for chunk in jnp.array_split(buffers.astype(wire), self.moe.exchange_chunks, axis=2):
+        for chunk, mask in zip(jnp.array_split(by_expert.astype(wire), chunks, axis=2), masks, strict=True):
             dispatched = checkpoint_name(to_experts(chunk), DISPATCHED)
-            out = self.experts(dispatched.astype(buffers.dtype), weights)
+            out = self.experts(dispatched.astype(buffers.dtype), weights, mask)
             returned.append(checkpoint_name(from_experts(out.astype(wire)), RETURNED))
-        return jnp.concatenate(returned, axis=2).astype(buffers.dtype)
+        return jnp.concatenate(returned, axis=2).astype(buffers.dtype).reshape(buffers.shape)

@@ -44,7 +44,18 @@ def priority_order(probability: Float[Array, "T"], k: int) -> Int[Array, "N"]:
     return (by_probability[None, :] * k + jnp.arange(k)[:, None]).reshape(-1)
 
 
-DROP_ORDERS: dict[str, Callable] = {"position": position_order, "choice": choice_order, "priority": priority_order}
+class DropOrder(NamedTuple):
+    """A queue, and for which numbers of choices K what a token gets depends on no later token."""
+
+    queue: Callable[[Float[Array, "T"], int], Int[Array, "N"]]
+    causal: Callable[[int], bool]
+
+
+DROP_ORDERS: dict[str, DropOrder] = {
+    "position": DropOrder(position_order, causal=lambda k: True),
+    "choice": DropOrder(choice_order, causal=lambda k: k == 1),
+    "priority": DropOrder(priority_order, causal=lambda k: False),
+}
 
 
 def make_plan(routing: Routing, capacity: int, drop_order: str, null_experts: int = 0) -> Plan:
@@ -53,7 +64,7 @@ def make_plan(routing: Routing, capacity: int, drop_order: str, null_experts: in
     The last `null_experts` that the router chooses from have no slots.
     """
     num_experts = routing.probabilities.shape[-1] - null_experts
-    order = DROP_ORDERS[drop_order]
+    order = DROP_ORDERS[drop_order].queue
 
     def plan_group(expert: Int[Array, "T K"], wanted: Bool[Array, "T K"], probability: Float[Array, "T"]):
         k = expert.shape[-1]

@@ -3,6 +3,7 @@
 The routers themselves are in `moe_jax/moe/routers/`. The decision is a value, a `Routing`; nothing moves here.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ class TokenInfo(NamedTuple):
     keys: Key[Array, "G"] | None  # noise of each group, for this layer; None: no noise (evaluation)
     step: Int[Array, ""]  # of training
     train: bool = False  # for routers that choose differently in training; the layer sets it
+    capacity: int | None = None  # slots of each expert in a group; the layer sets it
 
 
 def plain_tokens(shape: tuple[int, ...]) -> TokenInfo:
@@ -38,7 +40,7 @@ class Routing(NamedTuple):
     N: the routed experts E and, behind them, the null experts, where a choice leads nowhere.
     """
 
-    expert: Int[Array, "G T K"]  # below N
+    expert: Int[Array, "G T K"]  # below N; N: no choice, which is not wanted and counted nowhere
     gate: Float[Array, "G T K"]  # weight of the choice's output in the sum
     wanted: Bool[Array, "G T K"]  # False: a padding token, a null expert, or a choice that the router itself lets go
     valid: Bool[Array, "G T"]  # False: a padding token, which takes no slot and counts in no statistic
@@ -91,10 +93,14 @@ class Router(nnx.Module):
 
     paper: ClassVar[str]  # where it comes from, with the equation
     required_top_k: ClassVar[int | None] = None  # None: any number of choices
+    least_top_k: ClassVar[int] = 1
     causal: ClassVar[bool] = True  # False: in training a token's choices depend on later tokens
+    causal_in_evaluation: ClassVar[bool] = True  # likewise, in evaluation
+    fills_slots: ClassVar[bool] = False  # every slot is used and nothing is dropped: E * C / T experts a token
     options: ClassVar[frozenset[str]] = frozenset(  # fields of MoEConfig that some routers use, this one among them
         {"jitter", "router_bias", "router_dtype", "temperature", "final_temperature", "z_loss"}
     )
+    fixed_fields: ClassVar[Mapping[str, object]] = {}  # other fields that it makes no use of: the value they must have
 
     def __init__(
         self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
@@ -109,6 +115,16 @@ class Router(nnx.Module):
     def matmul_params(cls, d_model: int, moe: MoEConfig) -> int:
         """Weights that every token is multiplied with."""
         return d_model * columns(moe)
+
+    @classmethod
+    def multiply_adds(cls, d_model: int, moe: MoEConfig) -> int:
+        """Of a token's forward pass, in the router and, for Soft MoE, in and out of slots."""
+        return cls.matmul_params(d_model, moe)
+
+    @classmethod
+    def vector_params(cls, moe: MoEConfig) -> int:
+        """Weights that are only added or multiplied elementwise."""
+        return columns(moe) if moe.router_bias else 0
 
     def __call__(self, x: Float[Array, "G T D"], info: TokenInfo) -> Routing:
         """Routes every token."""

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from moe_jax.moe.plan import Plan
 from moe_jax.moe.router import Routing
+from moe_jax.moe.routers.soft import SoftRouting
 
 POSITION_BINS = 8  # equal parts of a group, first tokens first
 PROBABILITY_BINS = 20  # equal parts of [0, 1]
@@ -23,7 +24,7 @@ class RoutingSums(NamedTuple):
     """Sums over valid tokens; any leading dimensions (layers). E: null experts are among them."""
 
     tokens: Float[Array, "*M"]
-    assigned: Float[Array, "*M E"]  # choices of each expert, before drops
+    assigned: Float[Array, "*M E"]  # choices of each expert, before drops (Soft MoE: combine weight)
     probability: Float[Array, "*M E"]  # router probability of each expert
     squared_logsumexp: Float[Array, "*M"]
     entropy: Float[Array, "*M"]  # of the router's distribution, nats
@@ -62,10 +63,26 @@ def routing_sums(routing: Routing, plan: Plan) -> RoutingSums:
         wanted_by_position=_by_position(jnp.sum(wanted, axis=(0, 2))),
         dropped_by_position=_by_position(jnp.sum(dropped, axis=(0, 2))),
         passed_through=jnp.sum(routing.valid & ~jnp.any(plan.kept(), axis=-1), dtype=dtype),
-        probability_histogram=_histogram(jnp.sum(chosen * routing.probabilities[..., None, :], axis=-1), valid),
+        probability_histogram=_histogram(
+            jnp.sum(chosen * routing.probabilities[..., None, :], axis=-1), jnp.sum(chosen, axis=-1)
+        ),
         importance=jnp.sum(chosen * gate[..., None], axis=(0, 1, 2)),
         smooth_load=smooth_load,
     )
+
+
+def soft_sums(routing: SoftRouting) -> RoutingSums:
+    """The same for Soft MoE, by combine weight: a token's weight on an expert is that on all its slots.
+
+    An expert is assigned the weight it has; a token has one rank, the expert of its largest weight, and drops nothing.
+    """
+    weight = jax.nn.softmax(routing.expert_logits)
+    expert = jnp.argmax(weight, axis=-1)[..., None]
+    wanted = routing.valid[..., None]
+    first = Routing(expert, jnp.max(weight, -1, keepdims=True), wanted, routing.valid, weight, routing.expert_logits)
+    everything = Plan(jnp.zeros_like(expert), jnp.zeros((expert.shape[0], 1), expert.dtype))
+    sums = routing_sums(first, everything)
+    return sums._replace(assigned=sums.probability)
 
 
 def _by_position(per_token: Float[Array, "T"]) -> Float[Array, "P"]:
@@ -73,9 +90,9 @@ def _by_position(per_token: Float[Array, "T"]) -> Float[Array, "P"]:
     return jnp.sum(jax.nn.one_hot(bins, POSITION_BINS, dtype=per_token.dtype) * per_token[:, None], axis=0)
 
 
-def _histogram(probability: Float[Array, "G T K"], valid: Float[Array, "G T"]) -> Float[Array, "Q"]:
+def _histogram(probability: Float[Array, "G T K"], counts: Float[Array, "G T K"]) -> Float[Array, "Q"]:
     bins = jnp.minimum(probability * PROBABILITY_BINS, PROBABILITY_BINS - 1).astype(jnp.int32)
-    counted = jax.nn.one_hot(bins, PROBABILITY_BINS, dtype=valid.dtype) * valid[..., None, None]
+    counted = jax.nn.one_hot(bins, PROBABILITY_BINS, dtype=counts.dtype) * counts[..., None]
     return jnp.sum(counted, axis=(0, 1, 2))
 
 

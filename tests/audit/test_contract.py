@@ -67,6 +67,24 @@ def test_the_step_keeps_the_contract(mesh, remat):
         assert any(c.kind == "reduce-scatter" for c in found)
 
 
+ROUTED = {
+    "expert choice": {"moe.router": "expert_choice", "moe.balance_loss": 0.0},
+    "soft": {
+        "moe.router": "soft", "moe.dispatcher": "einsum", "moe.balance_loss": 0.0, "moe.eval_capacity_factor": 1.25,
+        "moe.num_shared_experts": 1,
+    },
+    "expert dropout": {"moe.expert_dropout": 0.1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", ROUTED.values(), ids=ROUTED)
+@pytest.mark.parametrize("mesh", [{"data": 2, "expert": 4}, {"fsdp": 2, "expert": 2, "tensor": 2}], ids=str)
+def test_every_way_to_the_experts_keeps_the_contract(mesh, fields):
+    found, run, on = compiled(mesh, **fields)
+    assert violations(found, run, on) == []
+    assert sum(c.count for c in found if c.kind == "all-to-all") == 8
+
+
 @pytest.mark.parametrize(
     "fields",
     [{"moe.exchange_chunks": 3}, {"train.accumulate": 2, "data.batch_size": 16}, {"moe.exchange_dtype": "bfloat16"}],
@@ -122,7 +140,7 @@ def test_tokens_that_are_passed_on(monkeypatch, axis):
 
 
 def test_a_weight_gathered_again_for_every_piece(monkeypatch):
-    monkeypatch.setattr(Experts, "__call__", lambda self, b, weights: apply_experts(self, b, self.gathered(b.dtype)))
+    monkeypatch.setattr(Experts, "__call__", lambda self, b, w, mask: apply_experts(self, b, self.gathered(b.dtype)))
     assert "elements of gradients are scattered over fsdp" in broken(
         {"fsdp": 4, "expert": 2}, **{"moe.exchange_chunks": 3}
     )

@@ -37,6 +37,8 @@ def real_counts(run):
 
 
 MOE = {"moe.num_experts": 4, "moe.router": "top_k", "moe.top_k": 3}
+EXPERT_CHOICE = {"moe.num_experts": 4, "moe.router": "expert_choice", "moe.top_k": 2, "moe.balance_loss": 0.0}
+SOFT = {**EXPERT_CHOICE, "moe.router": "soft", "moe.dispatcher": "einsum"}
 SHAPES = {
     "dense": {},
     "dense gated": {"model.activation": "swiglu"},
@@ -67,6 +69,8 @@ SHAPES = {
         "moe.top_k_by_layer": (1, 2, 3),
     },
     "gated experts": {**MOE, "model.num_layers": 4, "moe.every": 2, "moe.activation": "geglu"},
+    "expert choice": {**EXPERT_CHOICE, "moe.capacity_factor": 1.0},
+    "soft": {**SOFT, "moe.capacity_factor": 1.0, "moe.eval_capacity_factor": 1.0},
     "gated dense layers": {
         **MOE,
         "model.num_layers": 4,
@@ -156,6 +160,12 @@ def test_rounding_is_not_lenient():
     assert not within(154_000_000, "145M", 0.06)
 
 
+def test_experts_that_choose_are_active_as_often_as_they_have_slots():
+    dense, sparse = (count(run_of({**EXPERT_CHOICE, "moe.capacity_factor": f})).active_params for f in (1.0, 1.5))
+    expert = feed_forward_params(64, 256, "relu")
+    assert sparse - dense == 2 * 1 * expert  # 2 layers, 3 experts a token and not 2
+
+
 FLOPS = {
     "dense": {"model.activation": "geglu", "model.num_kv_heads": 2, "model.head_dim": 32},
     "moe": {
@@ -171,6 +181,8 @@ FLOPS = {
         "moe.eval_capacity_factor": 1.0,
         "moe.group_size": 128,
     },
+    "expert choice": {**EXPERT_CHOICE, "moe.every": 2, "moe.eval_capacity_factor": 1.0, "moe.capacity_factor": 1.0},
+    "soft": {**SOFT, "moe.every": 2, "moe.eval_capacity_factor": 1.0, "moe.capacity_factor": 1.0},
 }
 
 

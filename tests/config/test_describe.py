@@ -56,7 +56,17 @@ def test_markdown_has_the_description_and_every_field():
     assert all(f"| {name} | `{value!r}` |" in text for name, value in flatten(run).items())
 
 
+EXPERT_CHOICE = {"moe.num_experts": 4, "moe.router": "expert_choice", "moe.balance_loss": 0.0}
+SOFT = {**EXPERT_CHOICE, "moe.router": "soft", "moe.dispatcher": "einsum", "moe.eval_capacity_factor": 1.25}
 TOP_2 = {"moe.num_experts": 4, "moe.top_k": 2, "moe.router": "top_k"}
+
+
+@pytest.mark.parametrize("fields", [EXPERT_CHOICE, SOFT], ids=["expert_choice", "soft"])
+def test_what_fills_its_slots_drops_nothing(fields):
+    line = next(line for line in describe(run_of(fields)) if line.startswith("capacity in training"))
+    assert (
+        line == "capacity in training: C = 80 slots an expert and group, factor 1.25 (effective 1.250); nothing drops"
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,7 +79,9 @@ TOP_2 = {"moe.num_experts": 4, "moe.top_k": 2, "moe.router": "top_k"}
         ({"moe.num_experts": 4, "moe.drop_order": "priority"}, r"moe\.drop_order='priority' lets later tokens"),
         ({**TOP_2, "moe.drop_order": "priority"}, r"moe\.drop_order='priority' lets later tokens"),
         ({**TOP_2, "moe.drop_order": "choice"}, r"moe\.drop_order='choice' .* moe\.drop_order='position' does not"),
-        ({"moe.num_experts": 4, "moe.router": "sinkhorn"}, r"moe\.router='sinkhorn' lets later tokens decide"),
+        ({"moe.num_experts": 4, "moe.router": "sinkhorn"}, r"moe\.router='sinkhorn' lets later tokens .* in training"),
+        (EXPERT_CHOICE, r"moe\.router='expert_choice' lets later tokens .* choose moe\.router='switch' or .*'top_k'"),
+        (SOFT, r"moe\.router='soft' lets later tokens"),
     ],
 )
 def test_warns(fields, match):

@@ -13,14 +13,17 @@ OF_TYPE = {kind: [name for name, value in DEFAULTS.items() if type(value) is kin
 SECTIONS = sorted({name.split(".")[0] for name in DEFAULTS if "." in name})
 MOE = {"moe.num_experts": 4}
 BY_LAYER = {"model.num_layers": 2, "moe.num_experts": 4, "moe.num_experts_by_layer": (2, 4)}
+EXPERT_CHOICE = {**MOE, "moe.router": "expert_choice", "moe.balance_loss": 0.0}
+SOFT = {**EXPERT_CHOICE, "moe.router": "soft", "moe.dispatcher": "einsum", "moe.eval_capacity_factor": 1.25}
 
 # 0 has a meaning of its own, or is an amount.
 ZERO_ALLOWED = {
     *("seed", "model.head_dim", "moe.num_experts", "moe.first_dense", "moe.d_ff", "moe.num_shared_experts"),
     *("data.max_bytes", "train.warmup_steps", "train.decay_steps", "eval.every", "eval.batches"),
-    *("moe.second_threshold", "moe.jitter", "moe.balance_loss", "moe.z_loss", "train.final_learning_rate"),
+    *("moe.second_threshold", "moe.jitter", "moe.expert_dropout", "moe.balance_loss", "moe.z_loss"),
     *("moe.null_experts", "moe.top_groups", "moe.final_temperature", "moe.temperature_steps"),
     *("moe.shared_d_ff", "moe.importance_loss", "moe.load_loss", "moe.bias_rate", "moe.bias_steps"),
+    "train.final_learning_rate",
     *("train.b1", "train.b2", "train.weight_decay", "train.clip_norm"),
 }
 CHOICES = {
@@ -29,7 +32,7 @@ CHOICES = {
     "model.dtype": "float32, bfloat16, float64",
     "model.remat": "none, full, save_exchange",
     "moe.activation": "relu, gelu, swiglu, geglu",
-    "moe.router": "switch, gshard, top_k, sigmoid, noisy_top_k, sinkhorn, hash, random",
+    "moe.router": "switch, gshard, top_k, sigmoid, noisy_top_k, sinkhorn, hash, random, expert_choice, soft",
     "moe.router_dtype": "float32, bfloat16",
     "moe.group_score": "max, top2",
     "moe.dispatcher": "einsum, capacity",
@@ -336,6 +339,23 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         {"model.num_heads": 2, "model.num_kv_heads": 2, "model.head_dim": 6, **mesh(fsdp=8)},
         "model.num_heads * model.head_dim=12 is not a multiple of mesh.tensor * mesh.fsdp * mesh.expert=8: use",
     ),
+    (
+        {**EXPERT_CHOICE, "moe.balance_loss": 0.01},
+        "moe.balance_loss=0.01 with moe.router='expert_choice', which has no use for it: set moe.balance_loss=0.0",
+    ),
+    (
+        {**EXPERT_CHOICE, "moe.drop_order": "priority"},
+        "moe.drop_order='priority' with moe.router='expert_choice', ... set moe.drop_order='position'",
+    ),
+    (
+        {**SOFT, "moe.dispatcher": "capacity"},
+        "moe.dispatcher='capacity' with moe.router='soft', which has no use for it: set moe.dispatcher='einsum'",
+    ),
+    (
+        {**SOFT, "moe.eval_capacity_factor": 2.0},
+        "moe.eval_capacity_factor=2.0 gives C=128 with moe.router='soft', whose C=80 slots are trained: set it to moe.",
+    ),
+    ({**MOE, "moe.expert_dropout": 1.0}, "moe.expert_dropout=1.0 is outside [0, 1): choose a value inside"),
     (mesh(data=2), "mesh.data=2 x ... x mesh.tensor=1 needs 2 devices and 8 are present: set one size to -1"),
     (mesh(data=16), "mesh.data=16 x ... needs 16 devices and 8 are present: set one size to -1"),
     (
@@ -381,6 +401,12 @@ def test_defaults_are_valid_and_partial_trees_take_them():
     run = resolve(default_config())
     assert run == resolve({}) == run_of({})
     assert dataclasses.replace(run, seed=3) == run_of({"seed": 3})
+
+
+def test_soft_slots_of_training_and_evaluation_need_only_be_as_many():
+    """0.3 * 32 / 4 and 0.28 * 32 / 4 are both 3 slots after rounding."""
+    factors = {"moe.capacity_factor": 0.3, "moe.eval_capacity_factor": 0.28, "moe.group_size": 32}
+    assert run_of({**SOFT, **factors}).moe.eval_capacity_factor == 0.28
 
 
 def test_identity_leaves_out_what_may_change_on_resume():

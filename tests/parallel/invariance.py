@@ -10,6 +10,8 @@ from jax.sharding import NamedSharding
 from moe_jax.config import default_config
 from moe_jax.config.resolve import resolve
 from moe_jax.data import Batch
+from moe_jax.moe.dispatch import DISPATCHERS
+from moe_jax.moe.routers import ROUTERS
 from moe_jax.parallel.mesh import AXES, TOKEN_AXES, make_mesh
 from moe_jax.parallel.sharding import spec_of
 from moe_jax.train.optimizer import make_optimizer
@@ -25,32 +27,39 @@ MESHES = (
     {"tensor": 2, "data": 4},
 )
 ROUTINGS = {
-    1: {"moe.router": "switch", "model.tie_embeddings": True},
-    2: {"moe.router": "gshard", "moe.second_expert": "random", "moe.balance_scope": "global_batch"},
-    3: {
-        "moe.router": "top_k",
-        "moe.num_experts": 16,
-        "moe.num_experts_by_layer": (8, 16),
-        "moe.top_k_by_layer": (2, 3),
-        "moe.bias_rate": 0.01,
-        "moe.balance_scope": "sequence",
+    "switch": {"moe.router": "switch", "moe.top_k": 1, "model.tie_embeddings": True},
+    "gshard": {
+        "moe.router": "gshard", "moe.top_k": 2, "moe.second_expert": "random", "moe.expert_dropout": 0.2,
+        "moe.balance_scope": "global_batch",
+    },
+    "by_layer": {
+        "moe.router": "top_k", "moe.top_k": 3, "moe.num_experts": 16, "moe.num_experts_by_layer": (8, 16),
+        "moe.top_k_by_layer": (2, 3), "moe.bias_rate": 0.01, "moe.balance_scope": "sequence",
         "moe.importance_loss": 0.01,
     },
-    4: {"moe.router": "top_k", "moe.normalize_gates": True, "moe.num_shared_experts": 1, "moe.shared_d_ff": 24},
-}
+    "top_k": {
+        "moe.router": "top_k", "moe.top_k": 4, "moe.normalize_gates": True, "moe.num_shared_experts": 1,
+        "moe.shared_d_ff": 24,
+    },
+    "expert_choice": {"moe.router": "expert_choice", "moe.top_k": 2, "moe.balance_loss": 0.0},
+    "soft": {
+        "moe.router": "soft", "moe.top_k": 1, "moe.balance_loss": 0.0, "moe.z_loss": 0.0, "moe.jitter": 0.0,
+        "moe.eval_capacity_factor": 0.9, "moe.num_shared_experts": 1, "moe.expert_dropout": 0.2,
+    },
+}  # fmt: skip
 BATCH, LENGTH = 16, 16
 
 
-def make_run(mesh, top_k, dispatcher, dtype, **fields):
+def make_run(mesh, routing, dispatcher, dtype, **fields):
     config = default_config()
     config.update_from_flattened_dict(
         {
             "model.num_layers": 4, "model.d_model": 16, "model.d_ff": 16, "model.num_heads": 4, "model.num_kv_heads": 2,
-            "model.vocab_size": 32, "model.dtype": dtype, "moe.num_experts": 8, "moe.every": 2, "moe.top_k": top_k,
+            "model.vocab_size": 32, "model.dtype": dtype, "moe.num_experts": 8, "moe.every": 2,
             "moe.activation": "swiglu", "moe.dispatcher": dispatcher, "moe.jitter": 0.1, "moe.group_size": LENGTH,
             "moe.capacity_factor": 0.9, "moe.z_loss": 0.001, "data.sequence_length": LENGTH, "data.batch_size": BATCH,
             "train.accumulate": 2, "train.warmup_steps": 0, "train.learning_rate": 0.01, "train.steps": 100,
-            **{f"mesh.{axis}": mesh.get(axis, 1) for axis in AXES}, **ROUTINGS[top_k], **fields,
+            **{f"mesh.{axis}": mesh.get(axis, 1) for axis in AXES}, **ROUTINGS[routing], **fields,
         }
     )  # fmt: skip
     return resolve(config, num_devices=int(np.prod(list(mesh.values()))) if mesh else 1)
@@ -70,14 +79,14 @@ def make_batch() -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:], segments, np.zeros(BATCH, np.int32))
 
 
-def train(run, steps):
+def train(run, routing, steps):
     """First step's metrics and gradients, and what the last one leaves (weights, biases, loads), on the host."""
     mesh = make_mesh(run.mesh)
     model = build_model(run, mesh)
     optimizer = make_optimizer(run.train, model.decayed)
     abstract = abstract_state(model, optimizer, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = jax.device_put(initial_state(run.moe.top_k, run.model.dtype), placed)
+    state = jax.device_put(initial_state(routing, run.model.dtype), placed)
     step = jax.jit(make_train_step(run, mesh, model, optimizer), out_shardings=(placed, None))
     batch = jax.device_put(make_batch(), NamedSharding(mesh, spec_of(mesh, TOKEN_AXES)))
     state, metrics = step(state, batch)
@@ -92,9 +101,9 @@ def train(run, steps):
 
 
 @functools.cache
-def initial_state(top_k, dtype):
+def initial_state(routing, dtype):
     """The same for all meshes, on the host: drawing it anew on each would compile as long as the step."""
-    run = make_run({}, top_k, "capacity", dtype)
+    run = make_run({}, routing, "einsum", dtype)
     mesh = make_mesh(run.mesh)
     model = build_model(run, mesh)
     optimizer = make_optimizer(run.train, model.decayed)
@@ -102,8 +111,8 @@ def initial_state(top_k, dtype):
 
 
 @functools.cache
-def on_one_device(top_k, dispatcher, dtype, steps):
-    return train(make_run({}, top_k, dispatcher, dtype), steps)
+def on_one_device(routing, dispatcher, dtype, steps):
+    return train(make_run({}, routing, dispatcher, dtype), routing, steps)
 
 
 def assert_equal_to(expected, actual, relative):
@@ -114,6 +123,12 @@ def assert_equal_to(expected, actual, relative):
     jax.tree.map(compare, actual, expected)
 
 
-over_the_table = lambda test: pytest.mark.parametrize("dispatcher", ["einsum", "capacity"])(
-    pytest.mark.parametrize("top_k", ROUTINGS)(pytest.mark.parametrize("mesh", MESHES, ids=name)(test))
-)
+def _moves(routing):
+    """Dispatchers that a row of the table can use."""
+    only = ROUTERS[ROUTINGS[routing]["moe.router"]].fixed_fields.get("dispatcher")
+    return [only] if only else list(DISPATCHERS)
+
+
+over_the_table = lambda test: pytest.mark.parametrize(
+    ("routing", "dispatcher"), [(routing, dispatcher) for routing in ROUTINGS for dispatcher in _moves(routing)]
+)(pytest.mark.parametrize("mesh", MESHES, ids=name)(test))

@@ -10,27 +10,27 @@ from invariance import assert_equal_to, make_run, on_one_device, over_the_table,
 
 
 @over_the_table
-def test_one_step(dispatcher, top_k, mesh):
-    expected, _ = on_one_device(top_k, dispatcher, "float32", 1)
-    actual, _ = train(make_run(mesh, top_k, dispatcher, "float32"), 1)
+def test_one_step(dispatcher, routing, mesh):
+    expected, _ = on_one_device(routing, dispatcher, "float32", 1)
+    actual, _ = train(make_run(mesh, routing, dispatcher, "float32"), routing, 1)
     assert_equal_to(expected, actual, 2e-5)
 
 
 @pytest.mark.parametrize("chunks", [2, 3])
 def test_an_exchange_in_pieces_is_the_same_exchange(chunks):
-    run = make_run({"data": 2, "expert": 4}, 2, "capacity", "float32", **{"moe.exchange_chunks": chunks})
-    expected, _ = on_one_device(2, "capacity", "float32", 1)
-    actual, _ = train(run, 1)
+    run = make_run({"data": 2, "expert": 4}, "gshard", "capacity", "float32", **{"moe.exchange_chunks": chunks})
+    expected, _ = on_one_device("gshard", "capacity", "float32", 1)
+    actual, _ = train(run, "gshard", 1)
     assert_equal_to(expected, actual, 2e-5)
 
 
 def test_bfloat16_on_the_wire_rounds_what_crosses_it_and_nothing_else():
-    (metrics, moment), _ = on_one_device(2, "capacity", "float32", 1)
-    run = make_run({"data": 2, "expert": 4}, 2, "capacity", "float32", **{"moe.exchange_dtype": "bfloat16"})
-    (rounded, rounded_moment), _ = train(run, 1)
+    (metrics, moment), _ = on_one_device("gshard", "capacity", "float32", 1)
+    run = make_run({"data": 2, "expert": 4}, "gshard", "capacity", "float32", **{"moe.exchange_dtype": "bfloat16"})
+    (rounded, rounded_moment), _ = train(run, "gshard", 1)
     np.testing.assert_allclose(rounded.loss, metrics.loss, rtol=2e-3)
     assert rounded.loss != metrics.loss
     close = lambda a, b: np.linalg.norm(a - b) < 0.03 * np.linalg.norm(b) + 1e-6
     assert all(jax.tree.leaves(jax.tree.map(close, rounded_moment, moment)))
-    one, _ = train(make_run({}, 2, "capacity", "float32", **{"moe.exchange_dtype": "bfloat16"}), 1)
+    one, _ = train(make_run({}, "gshard", "capacity", "float32", **{"moe.exchange_dtype": "bfloat16"}), "gshard", 1)
     assert_equal_to(one[0].loss, rounded.loss, 1e-5)

@@ -2,8 +2,10 @@
 
 from moe_jax.moe.router import Router
 from moe_jax.moe.routers.controls import Hash, Random
+from moe_jax.moe.routers.expert_choice import ExpertChoice
 from moe_jax.moe.routers.noisy_top_k import NoisyTopK
 from moe_jax.moe.routers.sinkhorn import Sinkhorn
+from moe_jax.moe.routers.soft import Soft
 from moe_jax.moe.routers.top_k import GShard, Sigmoid, Switch, TopK
 
 ROUTERS: dict[str, type[Router]] = {
@@ -15,4 +17,6 @@ ROUTERS: dict[str, type[Router]] = {
     "sinkhorn": Sinkhorn,
     "hash": Hash,
     "random": Random,
+    "expert_choice": ExpertChoice,
+    "soft": Soft,
 }

@@ -26,6 +26,7 @@ class NoisyTopK(Router):
     """
 
     paper: ClassVar[str] = "Shazeer et al. 2017, equations 3 to 5; smooth load: appendix A, equations 8 to 10"
+    least_top_k: ClassVar[int] = 2  # a single gate is the constant 1
     options: ClassVar[frozenset[str]] = Router.options | {"load_loss"}
 
     def __init__(

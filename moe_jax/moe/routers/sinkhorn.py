@@ -19,7 +19,7 @@ class Sinkhorn(TopK):
     """
 
     paper: ClassVar[str] = "S-BASE (Clark et al. 2022), Sinkhorn instead of the linear assignment of BASE layers"
-    causal: ClassVar[bool] = False
+    causal: ClassVar[bool] = False  # in evaluation it is
     options: ClassVar[frozenset[str]] = Router.options | {"sinkhorn_iterations"}
 
     def select(self, logits, log_scores, info):

@@ -1,0 +1,111 @@
+"""Soft MoE: every slot is a weighted mean of all tokens, every token a weighted mean of all slots."""
+
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from moe_jax.config.capacity import capacity
+from moe_jax.config.schema import MoEConfig
+from moe_jax.moe.router import Router, TokenInfo
+from moe_jax.parallel.sharding import gather, param
+
+EPSILON = 1e-6  # of the paper's l2_normalize
+
+
+class SoftRouting(NamedTuple):
+    """The weights of a group's tokens in its slots, and of its slots in its tokens. Slot c of expert e is e * C + c."""
+
+    dispatch: Float[Array, "G T S"]  # sums to one over valid tokens
+    combine: Float[Array, "G T S"]  # sums to one over slots; zeros for a padding token
+    valid: Bool[Array, "G T"]  # False: a padding token, which has no weight
+    expert_logits: Float[
+        Array, "G T E"
+    ]  # logsumexp over an expert's slots: their softmax is an expert's combine weight
+
+
+class Soft(Router):
+    """Logits = X Phi, D = softmax over tokens, C = softmax over slots; the slots' inputs are D^T X and the output is
+    C Y for the experts' outputs Y.
+
+    For the logits alone X is l2-normalised by token, Phi by slot and times a trained scale (section 2.3). Phi is
+    [D, E * C] with C from `moe.capacity_factor` and `moe.top_k`, which do nothing but set the number of slots; those of
+    evaluation are the same. There is nothing to balance or to drop, and no plan: T * E * C weights of each kind. Every
+    token depends on the whole group: not causal.
+
+    Its statistics go by combine weight: an expert's load is the weight that tokens give its slots.
+    """
+
+    paper: ClassVar[str] = "Soft MoE (Puigcerver et al. 2023), sections 2 and 2.3"
+    causal: ClassVar[bool] = False
+    causal_in_evaluation: ClassVar[bool] = False
+    fills_slots: ClassVar[bool] = True
+    options: ClassVar[frozenset[str]] = frozenset()
+    fixed_fields: ClassVar[Mapping[str, object]] = {
+        "dispatcher": "einsum",
+        "balance_loss": 0.0,
+        "balance_scope": "micro_batch",
+        "importance_loss": 0.0,
+        "drop_order": "position",
+    }
+
+    def __init__(
+        self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
+    ):
+        self.moe = moe
+        self.phi = param(rngs, (d_model, num_slots(moe)), ("embed", None), init, dtype)
+        self.scale = param(rngs, (), (), nnx.initializers.ones, dtype)
+
+    @classmethod
+    def matmul_params(cls, d_model, moe):
+        """See `Router.matmul_params`."""
+        return d_model * num_slots(moe)
+
+    @classmethod
+    def multiply_adds(cls, d_model, moe):
+        """See `Router.multiply_adds`: for the logits, into slots and out of them."""
+        return 3 * d_model * num_slots(moe)
+
+    @classmethod
+    def vector_params(cls, moe):
+        """See `Router.vector_params`."""
+        return 1
+
+    def __call__(self, x: Float[Array, "G T D"], info: TokenInfo) -> SoftRouting:
+        """Weights of every token, in float32 at the highest matmul precision, like other routers' logits."""
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        phi = gather(self.scale, dtype) * _normalized(gather(self.phi, dtype), axis=0)
+        logits = jnp.einsum("gtd,ds->gts", _normalized(x.astype(dtype), -1), phi, precision=lax.Precision.HIGHEST)
+        valid = info.valid[..., None]
+        dispatch = jax.nn.softmax(jnp.where(valid, logits, jnp.finfo(dtype).min), axis=1) * valid
+        by_expert = logits.reshape(*logits.shape[:2], self.moe.num_experts, -1)
+        expert_logits = jax.nn.logsumexp(by_expert, axis=-1)
+        return SoftRouting(dispatch, jax.nn.softmax(logits) * valid, info.valid, expert_logits)
+
+
+def num_slots(moe: MoEConfig) -> int:
+    """S = E * C, with the C of training."""
+    return moe.num_experts * capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
+
+
+def mix_into_slots(x: Float[Array, "G T D"], routing: SoftRouting) -> Float[Array, "G S D"]:
+    """Every slot's weighted mean of tokens: D^T X, in the weights' precision (equation 1)."""
+    mixed = jnp.einsum("gts,gtd->gsd", routing.dispatch, x.astype(routing.dispatch.dtype), precision="highest")
+    return mixed.astype(x.dtype)
+
+
+def mix_into_tokens(out: Float[Array, "G S D"], routing: SoftRouting) -> Float[Array, "G T D"]:
+    """Every token's weighted mean of slots: C Y, in the weights' precision (equation 2)."""
+    mixed = jnp.einsum("gts,gsd->gtd", routing.combine, out.astype(routing.combine.dtype), precision="highest")
+    return mixed.astype(out.dtype)
+
+
+def _normalized(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """x over its l2 norm along `axis`; zeros have a gradient too."""
+    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    return x / (jnp.sqrt(jnp.maximum(squared, jnp.finfo(x.dtype).tiny)) + EPSILON)

@@ -1,0 +1,29 @@
+"""docs/routers.md is what the registry says today, and what it refers to exists."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from moe_jax.analysis.router_docs import document
+from moe_jax.config.resolve import resolve
+from moe_jax.moe.plan import DROP_ORDERS
+from moe_jax.moe.routers import ROUTERS
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_committed_file_is_what_the_generator_makes():
+    assert (ROOT / "docs" / "routers.md").read_text() == document(), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_router_has_its_section_and_a_file_that_runs_it(name):
+    assert f"\n## {name}\n" in (ROOT / "docs" / "routers.md").read_text()
+    config = runpy.run_path(str(ROOT / "configs" / "routers" / f"{name}.py"))["get_config"]()
+    assert resolve(config).moe.router == name
+
+
+@pytest.mark.parametrize("order", DROP_ORDERS)
+def test_every_drop_order_is_explained(order):
+    assert f"\n`{order}`: " in (ROOT / "docs" / "routers.md").read_text()
