@@ -1,5 +1,6 @@
 """A few steps of a small model on any mesh, with all that could differ: noise, padding, accumulation, and so on."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from moe_jax.config import default_config
+from moe_jax.config import MeshConfig, default_config
 from moe_jax.config.resolve import resolve
 from moe_jax.data import Batch
 from moe_jax.parallel.mesh import AXES, TOKEN_AXES, make_mesh
@@ -68,7 +69,8 @@ def train(run, steps):
     optimizer = make_optimizer(run.train, model.decayed)
     abstract = abstract_state(model, optimizer, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    state = jax.device_put(initial_state(run.moe.top_k, run.model.dtype), placed)
+    anywhere = dataclasses.replace(run, mesh=MeshConfig(), moe=dataclasses.replace(run.moe, dispatcher="capacity"))
+    state = jax.device_put(initial_state(anywhere), placed)
     step = jax.jit(make_train_step(run, mesh, model, optimizer), out_shardings=(placed, None))
     batch = jax.device_put(make_batch(), NamedSharding(mesh, spec_of(mesh, TOKEN_AXES)))
     state, metrics = step(state, batch)
@@ -83,9 +85,8 @@ def train(run, steps):
 
 
 @functools.cache
-def initial_state(top_k, dtype):
+def initial_state(run):
     """The same for all meshes, on the host: drawing it anew on each would compile as long as the step."""
-    run = make_run({}, top_k, "capacity", dtype)
     mesh = make_mesh(run.mesh)
     model = build_model(run, mesh)
     optimizer = make_optimizer(run.train, model.decayed)
