@@ -1,4 +1,4 @@
-"""DeepSeek-V2 routing (DeepSeek-AI 2024a, section 2.2.2): experts from 3 of 8 groups, a group counting by its best one.
+"""DeepSeek-V2 routing (arXiv 2405.04434, 2024, section 2.2.2): experts from 3 of 8 groups, each counted by its best.
 
 Four experts of a quarter of the size each: the FLOPs of `switch_small.py`. The paper takes 6 of 160 experts and
 multiplies the raw gates by 16; with 16 experts the factor is 16 * 16 / 160. A token visits at most 3 groups, whatever

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 routing (DeepSeek-AI 2024b, equations 12 to 20): sigmoid scores, a balance bias for a balance loss.
+"""DeepSeek-V3 routing (arXiv 2412.19437, 2024, equations 12 to 20): sigmoid, a balance bias for a balance loss.
 
 Four experts of a quarter of the size each: the FLOPs of `switch_small.py`. Experts come from 4 of 8 groups, a group
 counting by its two best (here: all it has). The bias moves by 0.001 a step against the load, and enters the choice

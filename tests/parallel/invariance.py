@@ -47,6 +47,20 @@ ROUTINGS = {
         "moe.eval_capacity_factor": 0.9, "moe.num_shared_experts": 1, "moe.expert_dropout": 0.2,
     },
 }  # fmt: skip
+OTHER_ROUTINGS = {  # on one mesh of each kind of axis only
+    "deepseek_v3": {
+        "moe.router": "sigmoid", "moe.top_k": 4, "moe.expert_groups": 4, "moe.top_groups": 2,
+        "moe.group_score": "top2", "moe.bias_rate": 0.001, "moe.routed_scaling": 2.5, "moe.normalize_gates": True,
+    },
+    "null_experts": {
+        "moe.router": "top_k", "moe.top_k": 4, "moe.null_experts": 2, "moe.router_bias": True,
+        "moe.temperature": 2.0, "moe.final_temperature": 0.5,
+    },
+    "noisy_top_k": {"moe.router": "noisy_top_k", "moe.top_k": 4, "moe.load_loss": 0.01},
+    "sinkhorn": {"moe.router": "sinkhorn", "moe.top_k": 4},
+    "hash": {"moe.router": "hash", "moe.top_k": 4, "moe.jitter": 0.0, "moe.z_loss": 0.0},
+    "random": {"moe.router": "random", "moe.top_k": 4, "moe.jitter": 0.0, "moe.z_loss": 0.0},
+}  # fmt: skip
 BATCH, LENGTH = 16, 16
 
 
@@ -59,7 +73,7 @@ def make_run(mesh, routing, dispatcher, dtype, **fields):
             "moe.activation": "swiglu", "moe.dispatcher": dispatcher, "moe.jitter": 0.1, "moe.group_size": LENGTH,
             "moe.capacity_factor": 0.9, "moe.z_loss": 0.001, "data.sequence_length": LENGTH, "data.batch_size": BATCH,
             "train.accumulate": 2, "train.warmup_steps": 0, "train.learning_rate": 0.01, "train.steps": 100,
-            **{f"mesh.{axis}": mesh.get(axis, 1) for axis in AXES}, **ROUTINGS[routing], **fields,
+            **{f"mesh.{axis}": mesh.get(axis, 1) for axis in AXES}, **(ROUTINGS | OTHER_ROUTINGS)[routing], **fields,
         }
     )  # fmt: skip
     return resolve(config, num_devices=int(np.prod(list(mesh.values()))) if mesh else 1)
