@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe_jax.config.capacity import capacity
-from moe_jax.config.layers import moe_segments
+from moe_jax.config.layers import moe_segments, num_moe_layers
 from moe_jax.config.schema import MoEConfig, RunConfig
 from moe_jax.moe.router import columns
 from moe_jax.moe.routers import ROUTERS
@@ -140,7 +140,7 @@ def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iter
         yield f"{over_tensor:g} elements are summed over tensor, more than {tensor_elements(run)}"
 
 
-def tensor_elements(run: RunConfig) -> float:
+def tensor_elements(run: RunConfig) -> int:
     """Elements that a step may sum over `tensor`: a device's tokens after attention and after the feed-forward, and
     their gradients; again where the forward pass is repeated; a few numbers a token for gates and softmax.
     """
@@ -148,10 +148,11 @@ def tensor_elements(run: RunConfig) -> float:
     tokens = sequences * run.data.sequence_length
     passes = 2 if run.model.remat == "none" else 3
     by_layer = 2 * passes * run.model.d_model + passes * _ranks(run.moe)
-    if run.moe.router == "soft":  # sums slots where others sum tokens
-        by_layer += passes * run.model.d_model * run.moe.num_experts * _slots(run.moe) / run.moe.group_size
     output = run.model.d_model + 3 * passes  # the gradient of the head's input; maximum, sum and target of the softmax
-    return tokens * (run.model.num_layers * by_layer + output) + run.train.accumulate * small_elements(run)
+    slots = tokens // run.moe.group_size * run.moe.num_experts * _slots(run.moe) if run.moe.router == "soft" else 0
+    rows = tokens * (run.model.num_layers * by_layer + output)
+    rows += slots * num_moe_layers(run) * passes * run.model.d_model  # soft: summed where other routers sum tokens
+    return rows + run.train.accumulate * small_elements(run)
 
 
 def small_elements(run: RunConfig) -> int:
