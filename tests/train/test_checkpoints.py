@@ -124,7 +124,7 @@ def test_a_step_is_saved_once(workdir):
 
 def test_a_state_that_is_donated_while_it_is_written(tmp_path):
     bump = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
-    state = bump(TrainState(jnp.int32(2), jnp.uint32(0), {"w": jnp.zeros(1 << 20)}, {}, {}))
+    state = bump(TrainState(jnp.int32(2), jnp.uint32(0), {"w": jnp.zeros(1 << 20)}, {}, {}, ()))
     abstract = abstract_of(state)
     with Checkpoints(tmp_path, CheckpointConfig(keep=3)) as checkpoints:
         checkpoints.save(state, numbers())
