@@ -14,19 +14,31 @@ from moe_jax.analysis.compare import compare, plot, table
 from moe_jax.analysis.records import read_record
 from moe_jax.train.workdir import make_writable, write_json
 
-RUNS = flags.DEFINE_list("runs", None, "Work directories of finished runs; the first is the baseline.", required=True)
+RUNS = flags.DEFINE_multi_string(
+    "runs",
+    None,
+    "Work directories of finished runs, joined by commas or each with a --runs of its own; the first is the baseline.",
+    required=True,
+)
 
 
 def main() -> None:
     """Reads, compares, writes, prints."""
     workdir = cli.workdir()
-    records = [read_record(Path(run).expanduser()) for run in RUNS.value]
+    records = [read_record(run) for value in RUNS.value for run in _directories(value)]
     result = compare(records)
     make_writable(workdir)
     write_json(workdir / "compare.json", result)
     (workdir / "compare.md").write_text(table(result) + "\n")
     plot(records).savefig(workdir / "compare.png", dpi=120)
     print(table(result))
+
+
+def _directories(value: str) -> list[Path]:
+    """A directory (cells of a sweep have commas in their names), or several joined by commas."""
+    if Path(value).expanduser().is_dir():
+        return [Path(value).expanduser()]
+    return [Path(part).expanduser() for part in value.split(",")]
 
 
 if __name__ == "__main__":

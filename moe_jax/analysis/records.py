@@ -37,6 +37,11 @@ class Record(NamedTuple):
     summary: dict[str, Any]  # null is NaN
     curve: list[Point]  # at least one
 
+    @property
+    def step_seconds(self) -> float:
+        """Mean seconds of training a step."""
+        return self.curve[-1].seconds / self.curve[-1].step
+
 
 def read_record(workdir: Path) -> Record:
     """Reads `workdir`; raises ValueError where it holds no finished run, or one without times or evaluations."""

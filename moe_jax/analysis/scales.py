@@ -22,6 +22,11 @@ class Scale(NamedTuple):
         """The position of a value of the field."""
         return self.places[frozen(value)]
 
+    @property
+    def aside(self) -> float:
+        """A step that is visible and small beside the width of the axis."""
+        return 0.018 * (max(self.ticks) - min(self.ticks))
+
     def apply(self, axis) -> None:
         """Labels the x axis of a Matplotlib `Axes`."""
         axis.set_xlabel(self.label)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,15 +31,10 @@ def figures(sweep: Sweep) -> dict[str, Figure]:
     return made
 
 
-def step_seconds(record: Record) -> float:
-    """Mean seconds of training a step."""
-    return record.curve[-1].seconds / record.curve[-1].step
-
-
 def front(sweep: Sweep) -> list[PointRuns]:
     """The points on the Pareto front of mean final loss and mean step time, fastest first."""
     points = [point for point in sweep.points if point.comparable]
-    times = [float(np.mean([step_seconds(record) for record in point.runs.values()])) for point in points]
+    times = [float(np.mean([record.step_seconds for record in point.runs.values()])) for point in points]
     best = pareto(times, [float(np.mean(point.losses)) for point in points])
     chosen = [(time, i) for i, time in enumerate(times) if best[i]]
     return [points[i] for _, i in sorted(chosen)]
@@ -67,7 +63,8 @@ def _routing(sweep: Sweep, field: str) -> Figure:
     ):
         _against(axis, sweep, field, lambda record, name=name: record.summary[name])
         axis.set_ylabel(label)
-        axis.set_ylim(bottom=0)
+        top = axis.dataLim.y1 or 1.0
+        axis.set_ylim(-0.03 * top, 1.08 * top)
     _legend(figure, axes[0])
     return figure
 
@@ -80,20 +77,21 @@ def _against(axis, sweep: Sweep, field: str, measure: Callable[[Record], float])
     for point in sweep.points:
         if point.runs:
             lines.setdefault(describe(point.point, others), []).append(point)
-    for (label, points), color in zip(lines.items(), _colors(len(lines)), strict=True):
+    for i, (label, points) in enumerate(lines.items()):
+        style = _style(i)
         points.sort(key=lambda point: x_scale.place(point.point.get(field)))
         x = [x_scale.place(point.point.get(field)) for point in points]
         values = [[measure(record) for record in point.runs.values()] for point in points]
         for place, dots in zip(x, values, strict=True):
-            axis.plot([place] * len(dots), dots, ".", color=color, alpha=0.35, markersize=6)
+            axis.plot([place - x_scale.aside] * len(dots), dots, ".", color=style["color"], alpha=0.35, markersize=6)
         estimates = np.array([estimate(dots) for dots in values])
-        _means(axis, np.array(x), estimates, color, label)
-        joined = [i for i, place in enumerate(x) if place in x_scale.joined]
-        axis.plot(np.array(x)[joined], estimates[joined, 0], color=color)
+        _means(axis, np.array(x), estimates, style["color"])
+        joined = [place in x_scale.joined for place in x]
+        axis.plot(np.array(x)[joined], estimates[joined, 0], marker="o", markersize=5, label=label, **style)
     x_scale.apply(axis)
 
 
-def _means(axis, x: np.ndarray, estimates: np.ndarray, color, label: str) -> None:
+def _means(axis, x: np.ndarray, estimates: np.ndarray, color, label: str = "") -> None:
     """Markers at the means and bars over the intervals, [points, (mean, low, high)]; without a bar for one seed."""
     mean, low, high = estimates.T
     axis.plot(x, mean, "o", color=color, markersize=5, label=label)
@@ -106,13 +104,13 @@ def _curves(sweep: Sweep, column: int, label: str) -> Figure:
     """Held-out loss over training, against one column of `records.Point`: a line a point, a faint one a seed."""
     figure, (axis,) = _figure(1)
     points = [point for point in sweep.points if point.runs]
-    for point, color in zip(points, _colors(len(points)), strict=True):
+    for i, point in enumerate(points):
+        style = _style(i)
         for record in point.runs.values():
-            axis.plot(
-                [p[column] for p in record.curve], [p.loss for p in record.curve], color=color, alpha=0.25, lw=0.8
-            )
+            curve = np.array(record.curve)
+            axis.plot(curve[:, column], curve[:, 3], color=style["color"], alpha=0.25, lw=0.8)
         mean = _mean_curve(list(point.runs.values()))
-        axis.plot(mean[:, column], mean[:, 3], color=color, label=point.label)
+        axis.plot(mean[:, column], mean[:, 3], label=point.label, **style)
     first = [record.curve[0].loss for point in points if point.comparable for record in point.runs.values()]
     last = [loss for point in points for loss in point.losses if math.isfinite(loss)]
     if first and last and max(first) > min(last):
@@ -136,10 +134,10 @@ def _pareto(sweep: Sweep) -> Figure:
     """Final loss over step time; the points that no other one beats in both are joined and named."""
     figure, (axis,) = _figure(1)
     best = front(sweep)
-    colors = dict(zip((point.label for point in best), _colors(len(best)), strict=True))
+    colors = {point.label: _style(i)["color"] for i, point in enumerate(best)}
     corners = []
     for point in (point for point in sweep.points if point.comparable):
-        times = [step_seconds(record) for record in point.runs.values()]
+        times = [record.step_seconds for record in point.runs.values()]
         color = colors.get(point.label, "0.6")
         axis.plot(times, point.losses, ".", color=color, alpha=0.35, markersize=6)
         loss = np.array([estimate(point.losses)])
@@ -176,8 +174,6 @@ def _legend(figure: Figure, axis) -> None:
     figure.legend(handles, labels, loc="outside right upper", ncols=columns, fontsize=8, frameon=False)
 
 
-def _colors(number: int) -> list:
-    """Ten colours that are easy to tell apart, or as many as it takes along a scale from dark to light."""
-    if number <= 10:
-        return [matplotlib.colormaps["tab10"](i) for i in range(number)]
-    return [matplotlib.colormaps["viridis"](i) for i in np.linspace(0, 0.92, number)]
+def _style(i: int) -> dict[str, Any]:
+    """Line i's colour and dashes: ten colours that are easy to tell apart, then the same dashed."""
+    return {"color": matplotlib.colormaps["tab10"](i % 10), "linestyle": ("-", "--", ":", "-.")[i // 10 % 4]}

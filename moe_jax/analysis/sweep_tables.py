@@ -9,21 +9,20 @@ from moe_jax.analysis.baseline import Saving, savings
 from moe_jax.analysis.cells import PointRuns, Sweep
 from moe_jax.analysis.markdown import rows
 from moe_jax.analysis.seeds import Difference, estimate, tukey
-from moe_jax.analysis.sweep_plots import step_seconds
 
 ALL_PAIRS_UP_TO = 15  # with more of them, only those with the best point and with the baseline are listed
 
 
-def best(sweep: Sweep) -> PointRuns | None:
+def best(points: Sequence[PointRuns]) -> PointRuns | None:
     """The point of the lowest mean held-out loss among those of which no run diverged."""
-    return min((point for point in sweep.points if point.comparable), key=lambda p: np.mean(p.losses), default=None)
+    return min((point for point in points if point.comparable), key=lambda p: np.mean(p.losses), default=None)
 
 
 def results(sweep: Sweep) -> list[str]:
     """One row a point, in the order of the grid, the best one marked."""
     fields = list(sweep.names)
     header = [*fields, "seeds", "held-out loss", "95% interval", "dropped", "MaxVio", "parameters", "FLOPs a token"]
-    winner = best(sweep)
+    winner = best(sweep.points)
     body = [
         [*(str(point.point.get(field)) for field in fields), *_result(point, point is winner)] for point in sweep.points
     ]
@@ -53,7 +52,7 @@ def _result(point: PointRuns, winner: bool) -> list[str]:
         f"{np.mean([record.summary['max_violation'] for record in records]):.2f}",
         f"{summary['total_params']:,}",
         f"{summary['flops_per_token']:,}",
-        f"{np.mean([step_seconds(record) for record in records]):.3g}",
+        f"{np.mean([record.step_seconds for record in records]):.3g}",
     ]
 
 
@@ -87,9 +86,8 @@ def differences(sweep: Sweep, against: Sequence[PointRuns | None] | None) -> lis
     supported = sum(pair.supported for pair in pairs)
     return [
         heading,
-        f"Of {len(pairs)} pairs of points, the seeds support a difference in held-out loss for {supported}; the other "
-        f"{len(pairs) - supported} are not told apart (Tukey's HSD, 95% for all pairs together; it takes seeds to "
-        "scatter alike at every point).",
+        f"The seeds support a difference in held-out loss for {supported} of {len(pairs)} pairs of points, and for no "
+        "other (Tukey's HSD, 95% for all pairs together; it takes seeds to scatter alike at every point).",
         *_pairs(sweep, tested, pairs, against),
         *notes,
     ]
@@ -100,7 +98,7 @@ def _pairs(
 ) -> list[str]:
     labels = [point.label for point in tested]
     references = {id(tested[i]): set() for i in range(len(tested))}
-    winner = best(sweep)
+    winner = best(tested)
     for point, baseline in zip(sweep.points, against or [None] * len(sweep.points), strict=True):
         if id(point) in references:
             references[id(point)] |= {id(winner), id(baseline)}
@@ -127,7 +125,7 @@ def _pairs(
     table = "\n".join(rows(["point", "against", "difference", "95% interval", "supported"], body))
     if len(listed) == len(pairs):
         return [table]
-    return [table, f"Listed are pairs with the best point{' and with the baseline' if against else ''}."]
+    return [table, f"Listed are pairs with the best of the tested points{' and with the baseline' if against else ''}."]
 
 
 def needs(sweep: Sweep, against: Sequence[PointRuns | None]) -> list[str]:
