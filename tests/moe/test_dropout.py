@@ -109,7 +109,7 @@ def test_an_exchange_in_pieces_has_the_same_masks(chunks):
 
 
 def test_shared_experts_keep_all_their_units():
-    layer = make_layer(config(num_shared_experts=2), D)
+    layer = make_layer(config(num_shared_experts=2, shared_d_ff=2 * F), D)
     layer.experts.down[...] = jnp.zeros_like(layer.experts.down[...])
     x = np.random.default_rng(0).normal(size=(G, T, D))
     shared = np.maximum(x @ layer.shared.up[...], 0) @ layer.shared.down[...]

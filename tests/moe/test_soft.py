@@ -146,7 +146,7 @@ def test_bfloat16_tokens_are_mixed_by_float32_weights():
 
 
 def test_shared_experts_stand_beside():
-    plain, both = (make_layer(config(3, 1, 1.0, num_shared_experts=n), D) for n in (0, 2))
+    plain, both = (make_layer(config(3, 1, 1.0, num_shared_experts=n, shared_d_ff=n * F), D) for n in (0, 2))
     nnx.update(both, nnx.state(plain))
     x = np.random.default_rng(0).normal(size=(G, T, D))
     shared = np.maximum(x @ both.shared.up[...], 0) @ both.shared.down[...]
