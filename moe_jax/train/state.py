@@ -14,6 +14,7 @@ from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import RunConfig
 from moe_jax.models.decoder import Decoder
 from moe_jax.moe.balance_bias import BalanceBias
+from moe_jax.moe.router import columns
 from moe_jax.parallel.sharding import shardings, weight_specs
 
 
@@ -66,7 +67,7 @@ def build_model(run: RunConfig, mesh: Mesh) -> Model:
     replicated = NamedSharding(mesh, PartitionSpec())
     biases = jax.tree.map(lambda bias: place(bias, replicated), nnx.to_pure_dict(biases))
     counts = [
-        jax.ShapeDtypeStruct((part.num_moe_layers, part.moe.num_experts), jnp.float32, sharding=replicated)
+        jax.ShapeDtypeStruct((part.num_moe_layers, columns(part.moe)), jnp.float32, sharding=replicated)
         for part in moe_segments(run)
     ]
     return Model(graphdef, abstract, specs, biases, decayed, tuple(counts))
