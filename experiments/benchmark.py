@@ -3,6 +3,7 @@
     python experiments/benchmark.py --suite=layer --workdir=runs/benchmark
 
 layer: forward and backward pass of a whole MoE layer over its expert matmuls alone.
+routers: the whole layer with every router over that with plain top-k routing.
 parallel: eight fake devices against one on the same work, and more experts at the same work; start it with
 XLA_FLAGS=--xla_force_host_platform_device_count=8 in the environment.
 
@@ -12,10 +13,10 @@ Writes WORKDIR/benchmark_SUITE.json.
 from absl import flags
 
 from moe_jax import cli
-from moe_jax.analysis import layer_benchmark, parallel_benchmark
+from moe_jax.analysis import layer_benchmark, parallel_benchmark, router_benchmark
 from moe_jax.train.workdir import make_writable, write_json
 
-SUITES = {"layer": layer_benchmark.run, "parallel": parallel_benchmark.run}
+SUITES = {"layer": layer_benchmark.run, "parallel": parallel_benchmark.run, "routers": router_benchmark.run}
 SUITE = flags.DEFINE_enum("suite", "layer", sorted(SUITES), "What to measure.")
 REPEATS = flags.DEFINE_integer("repeats", 21, "Timed turns of each candidate.", lower_bound=1)
 
