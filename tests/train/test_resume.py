@@ -24,7 +24,7 @@ FIELDS = {
     "checkpoint.every": SAVE_EVERY,
     "train.warmup_steps": 10,
 }
-TIMES = {"train/tokens_per_second", "train/step_seconds", "tokens_per_second", "training_seconds"}
+TIMES = {"startup_seconds", "train/tokens_per_second", "train/step_seconds", "tokens_per_second", "training_seconds"}
 
 
 class Life:
