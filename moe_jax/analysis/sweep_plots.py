@@ -165,6 +165,7 @@ def _figure(panels: int) -> tuple[Figure, list]:
 def _legend(figure: Figure, axis) -> None:
     """Lists the labelled lines of `axis` right of the panels and widens the figure by as much as they need."""
     handles, labels = axis.get_legend_handles_labels()
+    labels = [label.replace("$", r"\$") for label in labels]  # no formula
     if not any(labels):
         return
     columns = math.ceil(len(labels) / LEGEND_ROWS)
