@@ -10,7 +10,6 @@ were interrupted go on. Writes sweep.csv, report.md and pictures to WORKDIR; exi
 """
 
 import dataclasses
-import math
 
 from absl import flags, logging
 
@@ -34,16 +33,16 @@ SLURM = flags.DEFINE_string("slurm", None, "Run cells as Slurm jobs; NAME=VALUE,
 def main() -> int:
     """Flags to sweep to report."""
     path, shard = cli.config_path(), _shard()
-    sweep, base = load_sweep(path), cli.base_config()
+    base, sweep = cli.base_config(), load_sweep(path)
     if SEEDS.value:
         sweep = dataclasses.replace(sweep, seeds=cli.integers("--seeds", SEEDS.value))
     for condition in ONLY.value:
         sweep = only(sweep, condition)
     cli.refuse_overrides({"seed": "--seeds", **{name: "the sweep" for point in sweep.points for name in point}})
     if SMOKE.value:
-        sweep, base = smoke(sweep, base)
+        sweep, base = smoke(sweep, base, cli.overrides())
     local = LocalProcesses(PROCESSES.value)
-    devices = local.count_devices() if SLURM.value is None else math.prod(abs(size) for size in base.mesh.values())
+    devices = local.count_devices() if SLURM.value is None else None
     ledger = Ledger(cli.workdir(), checked_cells(sweep, base, devices))
     code = 0
     if REPORT_ONLY.value:
@@ -57,7 +56,7 @@ def main() -> int:
         code = run_sweep(
             ledger, launcher, PROCESSES.value, shard=shard, retries=RETRIES.value, add_cells=ADD_CELLS.value
         )
-    if code and not any(ledger.status(cell) == FINISHED for cell in ledger.cells):
+    if not REPORT_ONLY.value and not any(ledger.status(cell) == FINISHED for cell in ledger.cells):
         logging.warning("No cell is finished: there is no report yet")
     else:
         report(ledger, path.stem, sweep.baseline)

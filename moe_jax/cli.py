@@ -56,9 +56,14 @@ def run_config(num_devices: int | None = None) -> RunConfig:
 
 def refuse_overrides(fields: Mapping[str, str]) -> None:
     """Raises ValueError if one of `fields` was set as --config.FIELD; {field: what sets it instead}."""
-    for name in config_flags.get_override_values(flags.FLAGS["config"]):
+    for name in overrides():
         if name in fields:
             raise ValueError(f"--config.{name} is set by {fields[name]}: leave it out")
+
+
+def overrides() -> tuple[str, ...]:
+    """The fields that the command line sets, as in --config.FIELD=value."""
+    return tuple(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
 def integers(flag: str, values: Sequence[str]) -> tuple[int, ...]:

@@ -50,7 +50,10 @@ def read_record(workdir: Path) -> Record:
         lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         tokens = config["data.batch_size"] * config["data.sequence_length"]
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{workdir} holds no finished run ({error}): train it to its end first") from None
+        raise ValueError(
+            f"{workdir} holds no finished run that can be read ({error}): train it to its end, or delete it and train "
+            "it again"
+        ) from None
     except (KeyError, TypeError):
         raise ValueError(f"{workdir}: config.json is not that of a run of moe_jax: name another directory") from None
     missing = [name for name in RESULTS if name not in summary]
@@ -58,6 +61,11 @@ def read_record(workdir: Path) -> Record:
         raise ValueError(f"{workdir}: summary.json lacks {', '.join(missing)}: train the run again")
     summary = {name: math.nan if value is None else value for name, value in summary.items()}
     curve = _curve(workdir, lines, tokens, summary["flops_per_token"])
+    if curve[-1].step != summary.get("steps", curve[-1].step):
+        raise ValueError(
+            f"{workdir}: metrics.jsonl ends at step {curve[-1].step} and summary.json at {summary['steps']}: delete "
+            "the directory and train the run again"
+        )
     return Record(workdir.name, config, summary, curve)
 
 

@@ -58,7 +58,7 @@ def _routing(sweep: Sweep, field: str) -> Figure:
     for axis, name, label in zip(
         axes,
         ("dropped_fraction", "max_violation"),
-        ("dropped fraction of assignments, last step", "MaxVio (0 = balanced), last step"),
+        ("dropped fraction of assignments, last step", "MaxVio (0 = balanced)"),
         strict=True,
     ):
         _against(axis, sweep, field, lambda record, name=name: record.summary[name])
@@ -165,6 +165,7 @@ def _figure(panels: int) -> tuple[Figure, list]:
 def _legend(figure: Figure, axis) -> None:
     """Lists the labelled lines of `axis` right of the panels and widens the figure by as much as they need."""
     handles, labels = axis.get_legend_handles_labels()
+    labels = [label.replace("$", r"\$") for label in labels]  # no formula
     if not any(labels):
         return
     columns = math.ceil(len(labels) / LEGEND_ROWS)

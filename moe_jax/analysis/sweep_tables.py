@@ -29,9 +29,9 @@ def results(sweep: Sweep) -> list[str]:
     return [
         "## Results",
         "\n".join(rows([*header, "seconds a step"], body)),
-        "Means over seeds. Held-out loss in nats a token at the end of training; dropped fraction and MaxVio of the "
-        "last logged training step, mean over MoE layers; seconds of training, without compilation and evaluation. "
-        + _about_intervals(sweep),
+        "Means over seeds. Held-out loss in nats a token at the end of training; dropped fraction of the last training "
+        "step and MaxVio of the last log.every steps together, means over MoE layers; seconds of training, without "
+        "compilation and evaluation. " + _about_intervals(sweep),
     ]
 
 

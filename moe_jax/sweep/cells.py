@@ -3,7 +3,9 @@
 import collections
 import hashlib
 import json
+import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -15,6 +17,10 @@ from moe_jax.sweep.derive import with_fields
 from moe_jax.sweep.design import Point, Sweep
 
 MAX_NAME = 120  # characters
+SAME_TEXT = (  # what held-out losses are losses of
+    *("data.source", "data.weights", "data.text_field", "data.tokenizer", "data.sequence_length"),
+    *("data.holdout_fraction", "data.max_bytes"),
+)
 EVALUATION = ("eval.", "moe.eval_capacity_factor")  # fields that change neither what is trained nor how fast
 
 
@@ -31,8 +37,12 @@ class Cell(NamedTuple):
         return json.loads(json.dumps(flatten(self.run)))
 
 
-def make_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: int) -> tuple[list[Cell], dict[str, str]]:
+def make_cells(
+    sweep: Sweep, base: ml_collections.ConfigDict, num_devices: int | None
+) -> tuple[list[Cell], dict[str, str]]:
     """The cells that can run, and for those that cannot {name: why}.
+
+    `num_devices`: those that every cell will find; None: as many as its mesh asks for.
 
     Raises ValueError for what is wrong with the sweep as a whole: a field that does not exist, no points, a cell twice.
     """
@@ -40,20 +50,26 @@ def make_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: int) 
     _check(sweep)
     derived = [*points, *map(dict, sweep.left_out)]
     for derive in sweep.derive:
-        derived = derive(base, derived)
-    cells, invalid, trained = [], {}, {}
+        before, derived = derived, derive(base, derived)
+        for earlier, now in zip(before, derived, strict=True):
+            _check_kept(earlier, now)
+    cells, invalid, trained, runs = [], {}, {}, {}
     for seed in sweep.seeds:  # outside: the whole grid is seen early, and later seeds find their programs compiled
         for point, all_fields in zip(points, derived, strict=False):
-            _check_derived(point, all_fields)
             name = name_of({**point, "seed": seed})
             try:
-                run = resolve(with_fields(base, {**all_fields, "seed": seed}), num_devices)
+                config = with_fields(base, {**all_fields, "seed": seed})
+                run = resolve(config, devices_of(config) if num_devices is None else num_devices)
             except ConfigError as error:
                 invalid[name] = str(error)
                 continue
+            other = runs.setdefault(run, name)
+            if other != name:
+                raise ValueError(f"{name} and {other} are the same run: leave one of them out")
             same_training = json.dumps({k: v for k, v in flatten(run).items() if not k.startswith(EVALUATION)})
             cells.append(Cell(name, point, run, trained.get(same_training)))
             trained.setdefault(same_training, name)
+    _check_same_text(cells)
     return cells, invalid
 
 
@@ -94,7 +110,28 @@ def _check(sweep: Sweep) -> None:
         raise ValueError(f"the sweep has the cell {twice[0]} {names[twice[0]]} times: leave the others out")
 
 
-def _check_derived(point: Point, derived: Point) -> None:
-    for name, value in point.items():
+def _check_kept(earlier: Point, derived: Point) -> None:
+    for name, value in earlier.items():
         if derived[name] != value:
-            raise ValueError(f"{name} is swept, and derived too ({value} becomes {derived[name]}): do one of both")
+            raise ValueError(
+                f"{name} is swept or derived, and derived again ({value} becomes {derived[name]}): do one of both"
+            )
+
+
+def _check_same_text(cells: Sequence[Cell]) -> None:
+    """Held-out losses compare on the same text, cut alike."""
+    for name in SAME_TEXT:
+        values = {str(flatten(cell.run)[name]) for cell in cells}
+        if len(values) > 1:
+            raise ValueError(
+                f"{name} varies ({', '.join(sorted(values))}), and held-out losses on different text do not compare: "
+                "make a sweep of each"
+            )
+
+
+def devices_of(config: ml_collections.ConfigDict) -> int:
+    """Devices that the mesh of a config asks for; raises ConfigError where it leaves that open."""
+    for axis, size in config.mesh.items():
+        if size == -1:
+            raise ConfigError(f"mesh.{axis}=-1 leaves open how many devices a cell needs: give a number")
+    return math.prod(config.mesh.values())

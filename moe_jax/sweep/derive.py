@@ -1,12 +1,15 @@
 """Fields that follow from the swept ones, so that cells stay comparable. Each returns a function for `Sweep.derive`."""
 
+import math
+
 import ml_collections
 
 from moe_jax.config.capacity import capacity
 from moe_jax.config.counting import count
 from moe_jax.config.layers import moe_segments
-from moe_jax.config.resolve import ConfigError, resolve
+from moe_jax.config.resolve import ConfigError, check_field, resolve
 from moe_jax.config.schema import RunConfig
+from moe_jax.parallel.mesh import TOKEN_AXES
 from moe_jax.sweep.design import Derivation, Point
 
 
@@ -30,7 +33,8 @@ def fixed_group(min_slots: int = 32) -> Derivation:
         runs = [run for run in (_resolved(base, point) for point in points) if run and run.moe.num_experts]
         if not runs:
             return points
-        tokens = min(_tokens_on_device(run) for run in runs)
+        shards = math.prod(max(base.mesh[axis], 1) for axis in TOKEN_AXES)
+        tokens = min(_tokens(run) for run in runs) // shards
         size = 1
         while any(_slots(run, size) < min_slots for run in runs):
             size *= 2
@@ -61,6 +65,8 @@ def equal_total_params(to: Point, multiple_of: int = 1) -> Derivation:
 
 def _width(to: Point, measure: str, multiple_of: int) -> Derivation:
     def derive(base: ml_collections.ConfigDict, points: list[Point]) -> list[Point]:
+        for name in to:
+            check_field(name)
         goal = _measured(base, to)
         return [{**point, **_nearest(base, point, goal)} for point in points]
 
@@ -97,7 +103,8 @@ def _resolved(base: ml_collections.ConfigDict, point: Point) -> RunConfig | None
         return None
 
 
-def _tokens_on_device(run: RunConfig) -> int:
+def _tokens(run: RunConfig) -> int:
+    """Of a micro-batch."""
     return run.data.batch_size // run.train.accumulate * run.data.sequence_length
 
 

@@ -36,7 +36,10 @@ def is_recorded(directory: Path) -> bool:
 
 def read(directory: Path) -> str:
     """Why it failed."""
-    return json.loads((directory / FAILURE).read_text())["error"]
+    try:
+        return json.loads((directory / FAILURE).read_text())["error"]
+    except (ValueError, TypeError, KeyError):
+        return f"{FAILURE} cannot be read"
 
 
 def forget(directory: Path) -> None:

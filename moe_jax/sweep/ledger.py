@@ -59,8 +59,8 @@ class Ledger:
     def _before(self) -> dict[str, Any]:
         path = self.directory / SWEEP
         try:
-            return json.loads(path.read_text())
-        except ValueError as error:
+            return dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} cannot be read ({error}): put it back, or choose another --workdir") from None
 
     def _now(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Ledger:
         """
         with locked(self.directory / "sweep.csv.lock"):
             path = self.directory / "sweep.csv"
-            earlier = {row["cell"]: row for row in csv.DictReader(path.open())} if path.exists() else {}
+            earlier = {row.get("cell"): row for row in csv.DictReader(path.open())} if path.exists() else {}
             fields = list(dict.fromkeys(name for cell in self.cells for name in cell.point))
             columns = ["cell", *fields, "seed", "status", "error", *RESULTS, "wall_seconds"]
             draft = path.with_suffix(".csv.partial")
@@ -145,7 +145,7 @@ class Ledger:
         row = {"cell": cell.name, **cell.point, "seed": cell.run.seed, "status": status, "error": self.error(cell)}
         if status == FINISHED:
             summary = json.loads((self.workdir(cell.name) / SUMMARY).read_text())
-            row |= {name: summary[name] for name in RESULTS}
+            row |= {name: summary.get(name) for name in RESULTS}
         return row
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -15,9 +15,10 @@ from moe_jax.sweep.cells import Cell, make_cells
 from moe_jax.sweep.derive import with_fields
 from moe_jax.sweep.design import Sweep, narrowed
 from moe_jax.sweep.launchers import Launcher
-from moe_jax.sweep.ledger import FINISHED, Ledger, locked
+from moe_jax.sweep.ledger import FINISHED, Ledger, is_held, locked
 from moe_jax.sweep.scheduler import Scheduler
 from moe_jax.train.signals import StopRequest
+from moe_jax.train.workdir import make_writable
 
 SMOKE_CELLS = 4
 SMOKE = {
@@ -41,7 +42,7 @@ class Shard:
         return [cell for cell in cells if (cell.twin or cell.name) in own]
 
 
-def checked_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: int) -> list[Cell]:
+def checked_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: int | None) -> list[Cell]:
     """The sweep's cells; raises ValueError, listing every cell that cannot run, if there is one."""
     cells, invalid = make_cells(sweep, base, num_devices)
     if invalid:
@@ -55,10 +56,14 @@ def checked_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: in
     return cells
 
 
-def smoke(sweep: Sweep, base: ml_collections.ConfigDict) -> tuple[Sweep, ml_collections.ConfigDict]:
-    """At least four cells spread over the sweep, 20 steps each on the text at hand: does all of it run?"""
-    swept = {name for point in sweep.points for name in point}
-    base = with_fields(base, {name: value for name, value in SMOKE.items() if name not in swept})
+def smoke(
+    sweep: Sweep, base: ml_collections.ConfigDict, given: Collection[str] = ()
+) -> tuple[Sweep, ml_collections.ConfigDict]:
+    """At least four cells spread over the sweep, 20 steps each on the text at hand: does all of it run? Fields that are
+    swept, or `given` on the command line, stay as they are.
+    """
+    kept = {name for point in sweep.points for name in point}.union(given)
+    base = with_fields(base, {name: value for name, value in SMOKE.items() if name not in kept})
     count = min(SMOKE_CELLS, len(sweep.points))
     spread = [sweep.points[i * (len(sweep.points) - 1) // max(count - 1, 1)] for i in range(count)]
     seeds = range(-(-SMOKE_CELLS // count))
@@ -93,9 +98,12 @@ def report(ledger: Ledger, title: str, baseline: dict | None) -> Path:
 @contextlib.contextmanager
 def _only_one(ledger: Ledger, shard: Shard) -> Iterator[None]:
     """Shards share the directory; nobody else does."""
-    ledger.directory.mkdir(parents=True, exist_ok=True)
+    make_writable(ledger.directory)
     whole = shard.count == 1
     try:
+        for lock in ledger.directory.glob("shard_*.lock"):
+            if not lock.stem.endswith(f"_of_{shard.count}") and is_held(lock):
+                raise BlockingIOError(f"{lock.stem}: a directory has shards of one count")
         with (
             locked(ledger.directory / "sweep.lock", shared=not whole, wait=False),
             locked(ledger.directory / f"shard_{shard.index}_of_{shard.count}.lock", wait=False),

@@ -69,15 +69,20 @@ class Scheduler:
             twin = None if cell.twin is None else by_name[cell.twin]
             if twin is None or self._ledger.status(twin) == FINISHED:
                 return cell
-            if twin.name not in busy and self._ledger.status(twin) == FAILED:
-                self._ledger.fail(cell, f"{twin.name}, which trains the same, failed")
+            if twin.name not in busy:
+                self._ledger.fail(cell, f"{twin.name}, which trains the same, did not finish")
                 waiting.remove(cell)
         return None
 
     def _start(self, cell: Cell) -> None:
         slot = self._free.pop(0)
         self._attempts[cell.name] = self._attempts.get(cell.name, 0) + 1
-        handle = self._launcher.start(self._ledger.workdir(cell.name), slot)
+        try:
+            handle = self._launcher.start(self._ledger.workdir(cell.name), slot)
+        except Exception as error:  # of the system or of submitit: the rest goes on
+            self._free.append(slot)
+            self._ledger.fail(cell, f"could not be started: {error}")
+            return
         self.running[slot] = Running(cell, handle, time.monotonic())
 
     def _ended(self, slot: int, running: Running, code: int, retry: bool) -> list[Cell]:

@@ -123,7 +123,7 @@ def test_two_runs_of_one_name_are_refused(tmp_path):
 
 
 def test_an_unfinished_run_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="holds no finished run"):
+    with pytest.raises(ValueError, match="holds no finished run that can be read"):
         read_record(tmp_path)
 
 

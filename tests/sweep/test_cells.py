@@ -65,7 +65,7 @@ def test_every_cell_that_cannot_run_is_found():
         (Sweep([{"moe.top_k": 1}], baseline={"moe.top_k": 2}), "no point of the sweep has baseline={'moe.top_k': 2}"),
         (
             Sweep([{"moe.d_ff": 8}], derive=[lambda base, points: [{**p, "moe.d_ff": 9} for p in points]]),
-            "moe.d_ff is swept, and derived too .8 becomes 9.",
+            "moe.d_ff is swept or derived, and derived again .8 becomes 9.",
         ),
     ],
 )
@@ -103,3 +103,20 @@ def test_a_cells_fields_are_as_json_gives_them_back():
     [cell] = cells_of([{"data.weights": (0.5, 0.5), "data.source": "text:a,text:b"}])
     assert cell.fields()["data.weights"] == [0.5, 0.5]
     assert cell.fields()["moe.num_experts"] == 4
+
+
+def test_the_same_run_by_two_names_is_refused():
+    with pytest.raises(ValueError, match=r"capacity_factor=1.0,seed=0 and capacity_factor=1,seed=0 are the same run"):
+        make_cells(Sweep(grid({"moe.capacity_factor": (1, 1.0)})), base(), 1)
+
+
+def test_runs_on_different_text_are_no_sweep():
+    with pytest.raises(ValueError, match=r"data.sequence_length varies \(16, 32\), and held-out losses on different"):
+        make_cells(Sweep(grid({"data.sequence_length": (16, 32)})), base(), 1)
+
+
+def test_as_many_devices_as_the_mesh_of_each_cell_asks_for():
+    cells, invalid = make_cells(Sweep(grid({"mesh.data": (1, 2)})), base(), None)
+    assert [cell.run.mesh.data for cell in cells] == [1, 2] and not invalid
+    _, invalid = make_cells(Sweep([{"mesh.data": -1}]), base(), None)
+    assert list(invalid.values()) == ["mesh.data=-1 leaves open how many devices a cell needs: give a number"]

@@ -168,7 +168,7 @@ def test_twins_fail_with_the_training(tmp_path, ends):
     ledger, launcher, _ = run(tmp_path, points=TWINS, ends={first: ends}, slots=2)
     assert set(launcher.started) == {first}
     assert statuses(ledger) == ["failed"] * 3
-    assert ledger.error(ledger.cells[2]) == f"{first}, which trains the same, failed"
+    assert ledger.error(ledger.cells[2]) == f"{first}, which trains the same, did not finish"
 
 
 def test_twins_of_a_killed_training_wait_for_its_second_attempt(tmp_path):
@@ -212,3 +212,17 @@ def test_nothing_starts_where_the_stop_came_first(tmp_path):
     stop.signal = signal.SIGTERM
     Scheduler(ledger, launcher, 2, retries=1).run(ledger.cells, stop, lambda: None)
     assert not launcher.started
+
+
+def test_what_cannot_be_started_fails_and_the_rest_goes_on(tmp_path, monkeypatch):
+    start = Script.start
+
+    def or_not(self, workdir, slot):
+        if workdir.name == cells_of(POINTS)[0].name:
+            raise OSError("no room")
+        return start(self, workdir, slot)
+
+    monkeypatch.setattr(Script, "start", or_not)
+    ledger, _, _ = run(tmp_path)
+    assert statuses(ledger) == ["failed", *["finished"] * (len(ledger.cells) - 1)]
+    assert ledger.error(ledger.cells[0]) == "could not be started: no room"
