@@ -82,11 +82,8 @@ def table(result: dict[str, Any]) -> str:
         ["run", "parameters", "FLOPs a token", "held-out loss", "bits per byte", "dropped", "MaxVio", "tokens/s"],
         [[name, *_results(row)] for name, row in runs.items()],
     )
-    lines += [
-        "",
-        "Means over MoE layers: the dropped fraction of the last training step, MaxVio of the last log.every steps together.",
-        "",
-    ]
+    means = "Means over MoE layers: the dropped fraction of the last training step, MaxVio of the last log.every steps."
+    lines += ["", means, ""]
     lines += [f"To the held-out loss of {result['baseline']} at its end, {result['loss']:.4f} nats a token:", ""]
     lines += rows(
         ["run", "steps", "fewer steps", "fewer FLOPs", "less time"],
