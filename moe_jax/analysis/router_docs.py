@@ -32,6 +32,10 @@ whole groups.
 *Leak*: the fraction of tokens in the first half of a group whose output changes when the second half is replaced, at a
 capacity factor of {tight} with random weights. A router or drop order that leaks is refused by no check and warned of:
 decoders that use it see later tokens in training which they will not have when they generate.
+
+Held-out loss and expert balance of twelve of the files, 200 steps each (one seed: the order is no result):
+
+![Curves of the routers in TensorBoard](images/routers.png)
 """
 
 

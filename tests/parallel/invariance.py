@@ -137,12 +137,14 @@ def assert_equal_to(expected, actual, relative):
     jax.tree.map(compare, actual, expected)
 
 
-def _moves(routing):
-    """Dispatchers that a row of the table can use."""
-    only = ROUTERS[ROUTINGS[routing]["moe.router"]].fixed_fields.get("dispatcher")
-    return [only] if only else list(DISPATCHERS)
+def _rows(meshes):
+    """Every routing on all `meshes`, by the dispatcher that is meant for use; by the other on two of them."""
+    for routing, fields in ROUTINGS.items():
+        only = ROUTERS[fields["moe.router"]].fixed_fields.get("dispatcher")
+        for dispatcher in [only] if only else DISPATCHERS:
+            few = dispatcher == "einsum" and not only
+            for mesh in meshes[1:3] if few else meshes:
+                yield pytest.param(routing, dispatcher, mesh, id=f"{routing}-{dispatcher}-{name(mesh)}")
 
 
-over_the_table = lambda test: pytest.mark.parametrize(
-    ("routing", "dispatcher"), [(routing, dispatcher) for routing in ROUTINGS for dispatcher in _moves(routing)]
-)(pytest.mark.parametrize("mesh", MESHES, ids=name)(test))
+over_the_table = lambda meshes: pytest.mark.parametrize(("routing", "dispatcher", "mesh"), _rows(meshes))

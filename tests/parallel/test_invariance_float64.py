@@ -2,14 +2,14 @@
 
 import jax
 import numpy as np
-from invariance import assert_equal_to, make_run, on_one_device, over_the_table, train
+from invariance import MESHES, assert_equal_to, make_run, on_one_device, over_the_table, train
 
 from moe_jax.moe.routers import ROUTERS
 
 STEPS = 5
 
 
-@over_the_table
+@over_the_table(MESHES)
 def test_five_steps(dispatcher, routing, mesh):
     with jax.enable_x64(True):
         expected = on_one_device(routing, dispatcher, "float64", STEPS)
