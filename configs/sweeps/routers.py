@@ -1,6 +1,6 @@
 """Routers side by side at equal FLOPs per token: top-1 experts of size 64, or two of half that each.
 
-Cost: 12 cells of about 3 minutes on a CPU core.
+Cost: 21 cells of about 3 minutes on a CPU core.
 """
 
 import runpy
@@ -19,10 +19,13 @@ def get_config():
 def get_sweep():
     return Sweep(
         [
-            {"moe.router": "switch", "moe.top_k": 1, "moe.normalize_gates": False},
-            {"moe.router": "gshard", "moe.top_k": 2, "moe.normalize_gates": False},
+            {"moe.router": "switch", "moe.top_k": 1},
+            {"moe.router": "gshard", "moe.top_k": 2, "moe.second_expert": "random"},
             {"moe.router": "top_k", "moe.top_k": 2, "moe.normalize_gates": False},
             {"moe.router": "top_k", "moe.top_k": 2, "moe.normalize_gates": True},
+            {"moe.router": "sigmoid", "moe.top_k": 2, "moe.normalize_gates": True},
+            {"moe.router": "noisy_top_k", "moe.top_k": 2},
+            {"moe.router": "hash", "moe.top_k": 1},
         ],
         seeds=(0, 1, 2),
         derive=[equal_flops(to={"moe.router": "switch"})],

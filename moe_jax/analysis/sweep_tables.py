@@ -109,7 +109,7 @@ def _pairs(
             listed.append(pair)
         elif first in references[second]:
             listed.append(Difference(pair.second, pair.first, -pair.mean, -pair.high, -pair.low, pair.supported))
-        elif len(pairs) <= ALL_PAIRS_UP_TO:
+        elif len(pairs) <= ALL_PAIRS_UP_TO or not pair.supported:
             listed.append(pair)
     listed.sort(key=lambda pair: (not pair.supported, -abs(pair.mean)))
     body = [
@@ -125,7 +125,11 @@ def _pairs(
     table = "\n".join(rows(["point", "against", "difference", "95% interval", "supported"], body))
     if len(listed) == len(pairs):
         return [table]
-    return [table, f"Listed are pairs with the best of the tested points{' and with the baseline' if against else ''}."]
+    return [
+        table,
+        f"Listed are pairs with the best of the tested points{', with the baseline' if against else ''}, and all that "
+        "the seeds do not support.",
+    ]
 
 
 def needs(sweep: Sweep, against: Sequence[PointRuns | None]) -> list[str]:
@@ -142,7 +146,7 @@ def needs(sweep: Sweep, against: Sequence[PointRuns | None]) -> list[str]:
         "## To the baseline's held-out loss",
         "\n".join(rows(header, body)),
         "Each run against the baseline's run of the same seed; where there is none, against the baseline's mean. Mean "
-        "and range over the runs that reach the baseline's final loss. Below 1x is more, not fewer.",
+        "and range over the seeds, where all reach the baseline's final loss. Below 1x is more, not fewer.",
     ]
 
 
@@ -152,6 +156,8 @@ def _need(found: list[Saving | None]) -> list[str]:
         return ["the baseline has no final loss", "-", "-", "-"]
     if not reached:
         return ["not reached", "-", "-", "-"]
+    if len(reached) < len(found):  # a mean over those that got there would flatter the point
+        return [f"{len(reached)} of {len(found)}", "-", "-", "-"]
     return [f"{len(reached)} of {len(found)}", *(_spread(values) for values in zip(*reached, strict=True))]
 
 

@@ -18,6 +18,8 @@ from moe_jax.train.progress import duration, quantity
 
 REFRESH_SECONDS = 1.0
 ROWS = 30
+LEFT = ("cell", "status")
+WIDTHS = {"status": 8, "step": 9, "loss": 6, "held-out": 8, "tokens/s": 8, "time": 6}  # only the name shrinks
 STYLES = {FINISHED: "green", FAILED: "red", "running": "cyan"}
 
 
@@ -58,7 +60,9 @@ class Board:
         """The cells that run, then those that failed, then the rest, with what they report."""
         table = Table(caption=self._summary(status), caption_justify="left")
         for name in ("cell", "status", "step", "loss", "held-out", "tokens/s", "time"):
-            table.add_column(name, justify="left" if name in ("cell", "status") else "right", no_wrap=True)
+            table.add_column(
+                name, justify="left" if name in LEFT else "right", no_wrap=True, min_width=WIDTHS.get(name)
+            )
         order = ("running", FAILED)
         rank = lambda cell: order.index(status[cell.name]) if status[cell.name] in order else len(order)
         cells = sorted(self._ledger.cells, key=rank)

@@ -39,7 +39,10 @@ def load_sweep(path: Path) -> Sweep:
     module = runpy.run_path(str(path))
     if "get_sweep" not in module:
         raise ValueError(f"--config={path} declares no sweep: add get_sweep(), or see configs/sweeps/")
-    sweep = module["get_sweep"]()
+    try:
+        sweep = module["get_sweep"]()
+    except (TypeError, ValueError, AttributeError, KeyError, NameError) as error:
+        raise ValueError(f"--config={path}: get_sweep() fails ({type(error).__name__}: {error}): correct it") from None
     if not isinstance(sweep, Sweep):
         raise ValueError(f"--config={path}: get_sweep() returns a {type(sweep).__name__}: let it return a Sweep")
     return sweep
@@ -54,10 +57,10 @@ def only(sweep: Sweep, condition: str) -> Sweep:
     """The points that meet a condition "moe.num_experts=1|4|16". ValueError where none does."""
     name, _, values = condition.partition("=")
     points = [point for point in sweep.points if str(point.get(name)) in values.split("|")]
-    if not points:
-        there = sorted({str(point[name]) for point in sweep.points if name in point})
+    there = sorted({str(point[name]) for point in sweep.points if name in point})
+    if not points or not set(values.split("|")) <= {*there, "None"}:
         known = f"its values are {', '.join(there)}" if there else "that field is not swept"
-        raise ValueError(f"--only={condition} leaves no cell: {known}")
+        raise ValueError(f"--only={condition} names what the sweep does not have: {known}")
     return narrowed(sweep, points)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_jax.config.schema import RunConfig, identity
 from moe_jax.train import report
 from moe_jax.train.event_file import EventFile, session_end, session_start
 from moe_jax.train.workdir import write_json
@@ -23,7 +22,7 @@ def record(directory: Path, fields: Mapping[str, Any], error: str) -> None:
     for earlier in sessions.glob("events.out.tfevents.*"):
         earlier.unlink()
     session = EventFile(sessions, 0)
-    session.write(0, [session_start(report.hparams({name: fields[name] for name in identity(RunConfig())}))])
+    session.write(0, [session_start(report.hparams(dict(fields)))])
     session.write(0, [session_end("failure")])
     session.close()
     write_json(directory / FAILURE, {"error": error})

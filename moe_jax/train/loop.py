@@ -10,7 +10,7 @@ from absl import logging
 
 from moe_jax.config.counting import count
 from moe_jax.config.describe import describe, markdown, warn
-from moe_jax.config.schema import RunConfig, flatten, identity
+from moe_jax.config.schema import RunConfig, flatten
 from moe_jax.data import train_iterator
 from moe_jax.train import report, workdir
 from moe_jax.train.checkpoints import Checkpoints
@@ -53,7 +53,7 @@ def train(run: RunConfig, directory: Path) -> int:
             return 0
         workdir.claim(directory, run, setup.corpus.sha256)
         with MetricsWriter(directory, first) as writer:
-            writer.hparams(report.hparams(identity(run)), report.HPARAMS_METRICS)
+            writer.hparams(report.hparams(flatten(run)), report.HPARAMS_METRICS)
             writer.text(first, "config", markdown(run))
             _Loop(setup, state, data, checkpoints, writer, stop, directory).run_to_end()
     if stop.signal:

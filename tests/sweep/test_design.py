@@ -26,7 +26,7 @@ def test_only_keeps_the_points_that_meet_the_condition():
     [("moe.num_experts=2", "its values are 1, 16, 4"), ("moe.router=switch", "that field is not swept")],
 )
 def test_only_says_why_nothing_is_left(condition, reason):
-    with pytest.raises(ValueError, match=rf"--only={condition} leaves no cell: {reason}"):
+    with pytest.raises(ValueError, match=rf"--only={condition} names what the sweep does not have: {reason}"):
         only(Sweep(POINTS), condition)
 
 
