@@ -183,7 +183,7 @@ def test_a_finished_cell_is_a_success_in_tensorboard(story):
 
 @pytest.fixture(scope="module")
 def shards(common, tmp_path_factory):
-    """Two jobs of an array that start together: two trainings, a twin of one of them, and a cell that cannot run here."""
+    """Two jobs of an array that start together: two trainings, a twin of one of them, and one that cannot run here."""
     folder = tmp_path_factory.mktemp("shards")
     points = [
         {"moe.capacity_factor": 1.0, "moe.eval_capacity_factor": 0.25},
