@@ -21,10 +21,10 @@ def check_router(moe: MoEConfig, top_k: str, num_experts: str) -> None:
     _slots_of_soft(moe)
     _temperature(moe)
     _groups(moe, top_k, num_experts)
-    if moe.router == "noisy_top_k" and not 2 <= moe.top_k < moe.num_experts:
+    if moe.router == "noisy_top_k" and not router.least_top_k <= moe.top_k < moe.num_experts:
         raise Violation(
             f"{top_k}={moe.top_k} with moe.router='noisy_top_k' and {num_experts}={moe.num_experts}: a single gate is "
-            f"the constant 1, and the load needs an expert that is not chosen: use 2 <= {top_k} < {num_experts}"
+            f"the constant 1, and the load needs an expert that is not chosen: use {router.least_top_k} <= {top_k} < {num_experts}"
         )
 
 

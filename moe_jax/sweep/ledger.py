@@ -123,7 +123,7 @@ class Ledger:
     def write_csv(self, wall_seconds: Mapping[str, float]) -> None:
         """Writes sweep.csv anew: rows of cells that ended, also of those that another shard has run.
 
-        `wall_seconds`: of the cells that ended here, from the start of the process to its end, all attempts.
+        `wall_seconds`: of the cells that ended in this start of the sweep, from process start to end, all its attempts.
         """
         with locked(self.directory / "sweep.csv.lock"):
             path = self.directory / "sweep.csv"
