@@ -24,7 +24,8 @@ def check_router(moe: MoEConfig, top_k: str, num_experts: str) -> None:
     if moe.router == "noisy_top_k" and not router.least_top_k <= moe.top_k < moe.num_experts:
         raise Violation(
             f"{top_k}={moe.top_k} with moe.router='noisy_top_k' and {num_experts}={moe.num_experts}: a single gate is "
-            f"the constant 1, and the load needs an expert that is not chosen: use {router.least_top_k} <= {top_k} < {num_experts}"
+            "the constant 1, and the load needs an expert that is not chosen: use "
+            f"{router.least_top_k} <= {top_k} < {num_experts}"
         )
 
 
