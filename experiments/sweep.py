@@ -41,18 +41,13 @@ def main() -> int:
     cli.refuse_overrides({"seed": "--seeds", **{name: "the sweep" for point in sweep.points for name in point}})
     if SMOKE.value:
         sweep, base = smoke(sweep, base, cli.overrides())
-    local = LocalProcesses(PROCESSES.value)
-    devices = local.count_devices() if SLURM.value is None else None
-    ledger = Ledger(cli.workdir(), checked_cells(sweep, base, devices))
+    local = LocalProcesses(PROCESSES.value) if SLURM.value is None else None
+    ledger = Ledger(cli.workdir(), checked_cells(sweep, base, local.count_devices() if local else None))
     code = 0
     if REPORT_ONLY.value:
         ledger.check()
     else:
-        launcher = (
-            local
-            if SLURM.value is None
-            else Submitit("slurm", cli.workdir() / "slurm", cli.pairs("--slurm", SLURM.value))
-        )
+        launcher = local or Submitit("slurm", cli.workdir() / "slurm", cli.pairs("--slurm", SLURM.value))
         code = run_sweep(
             ledger, launcher, PROCESSES.value, shard=shard, retries=RETRIES.value, add_cells=ADD_CELLS.value
         )

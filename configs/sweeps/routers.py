@@ -25,7 +25,7 @@ def get_sweep():
             {"moe.router": "top_k", "moe.top_k": 2, "moe.normalize_gates": True},
             {"moe.router": "sigmoid", "moe.top_k": 2, "moe.normalize_gates": True},
             {"moe.router": "noisy_top_k", "moe.top_k": 2},
-            {"moe.router": "hash", "moe.top_k": 1},
+            {"moe.router": "hash", "moe.top_k": 1, "moe.balance_loss": 0.0},
         ],
         seeds=(0, 1, 2),
         derive=[equal_flops(to={"moe.router": "switch"})],

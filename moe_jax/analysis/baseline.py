@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_jax.analysis.cells import PointRuns, Sweep, frozen, matches
+from moe_jax.analysis.cells import PointRuns, SweepResults, frozen, matches
 from moe_jax.analysis.compare import reaches
 from moe_jax.analysis.records import Point, Record
 
@@ -18,7 +18,7 @@ class Saving(NamedTuple):
     seconds: float
 
 
-def baselines(sweep: Sweep, baseline: dict[str, Any]) -> list[PointRuns | None]:
+def baselines(sweep: SweepResults, baseline: dict[str, Any]) -> list[PointRuns | None]:
     """The baseline of every point: the one point that matches, or of several the one that differs in nothing else.
 
     Raises ValueError where no point of the sweep matches `baseline`.

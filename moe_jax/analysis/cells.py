@@ -40,7 +40,7 @@ class PointRuns(NamedTuple):
         return bool(self.runs) and all(map(math.isfinite, self.losses))
 
 
-class Sweep(NamedTuple):
+class SweepResults(NamedTuple):
     """All cells of a sweep, and its points in the order of the grid."""
 
     cells: list[CellResult]
@@ -54,7 +54,7 @@ class Sweep(NamedTuple):
         return [record for point in self.points for record in point.runs.values()]
 
 
-def gather(cells: Sequence[CellResult]) -> Sweep:
+def gather(cells: Sequence[CellResult]) -> SweepResults:
     """Reads the finished cells and groups all of them by point; a finished cell that cannot be read counts as failed.
 
     Raises ValueError where no cell is finished or two have the same point and seed.
@@ -74,7 +74,7 @@ def gather(cells: Sequence[CellResult]) -> Sweep:
     varying = [field for field in fields if len({frozen(cell.point.get(field)) for cell in cells}) > 1]
     names = short_names(fields)
     points = [_point(group, {field: names[field] for field in varying}) for group in groups.values()]
-    return Sweep(cells, points, names, varying)
+    return SweepResults(cells, points, names, varying)
 
 
 def count_statuses(cells: Sequence[CellResult]) -> str:

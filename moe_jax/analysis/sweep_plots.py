@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from moe_jax.analysis.cells import PointRuns, Sweep, describe
+from moe_jax.analysis.cells import PointRuns, SweepResults, describe
 from moe_jax.analysis.records import Record
 from moe_jax.analysis.scales import is_numeric, scale
 from moe_jax.analysis.seeds import estimate, pareto
@@ -17,7 +17,7 @@ LOSS = "held-out loss (nats a token)"
 LEGEND_ROWS = 24
 
 
-def figures(sweep: Sweep) -> dict[str, Figure]:
+def figures(sweep: SweepResults) -> dict[str, Figure]:
     """All pictures that the sweep allows, by the name of their file without its ending."""
     made = {
         f"loss_against_{sweep.names[field].replace('.', '_')}": _loss_against(sweep, field) for field in sweep.varying
@@ -31,7 +31,7 @@ def figures(sweep: Sweep) -> dict[str, Figure]:
     return made
 
 
-def front(sweep: Sweep) -> list[PointRuns]:
+def front(sweep: SweepResults) -> list[PointRuns]:
     """The points on the Pareto front of mean final loss and mean step time, fastest first."""
     points = [point for point in sweep.points if point.comparable]
     times = [float(np.mean([record.step_seconds for record in point.runs.values()])) for point in points]
@@ -40,12 +40,12 @@ def front(sweep: Sweep) -> list[PointRuns]:
     return [points[i] for _, i in sorted(chosen)]
 
 
-def _first_numeric(sweep: Sweep) -> str:
+def _first_numeric(sweep: SweepResults) -> str:
     numeric = [field for field in sweep.varying if is_numeric([point.point.get(field) for point in sweep.points])]
     return (numeric or sweep.varying)[0]
 
 
-def _loss_against(sweep: Sweep, field: str) -> Figure:
+def _loss_against(sweep: SweepResults, field: str) -> Figure:
     figure, axis = _figure(1)
     _against(axis[0], sweep, field, lambda record: record.summary["eval_loss"])
     axis[0].set_ylabel(LOSS)
@@ -53,7 +53,7 @@ def _loss_against(sweep: Sweep, field: str) -> Figure:
     return figure
 
 
-def _routing(sweep: Sweep, field: str) -> Figure:
+def _routing(sweep: SweepResults, field: str) -> Figure:
     figure, axes = _figure(2)
     for axis, name, label in zip(
         axes,
@@ -69,7 +69,7 @@ def _routing(sweep: Sweep, field: str) -> Figure:
     return figure
 
 
-def _against(axis, sweep: Sweep, field: str, measure: Callable[[Record], float]) -> None:
+def _against(axis, sweep: SweepResults, field: str, measure: Callable[[Record], float]) -> None:
     """`measure` over the values of `field`, one line for every combination of the other fields that vary."""
     x_scale = scale(field, [point.point.get(field) for point in sweep.points])
     others = {other: sweep.names[other] for other in sweep.varying if other != field}
@@ -100,7 +100,7 @@ def _means(axis, x: np.ndarray, estimates: np.ndarray, color, label: str = "") -
     axis.errorbar(x[known], mean[known], yerr=bars, fmt="none", color=color, capsize=3)
 
 
-def _curves(sweep: Sweep, column: int, label: str) -> Figure:
+def _curves(sweep: SweepResults, column: int, label: str) -> Figure:
     """Held-out loss over training, against one column of `records.Point`: a line a point, a faint one a seed."""
     figure, (axis,) = _figure(1)
     points = [point for point in sweep.points if point.runs]
@@ -130,7 +130,7 @@ def _mean_curve(records: Sequence[Record]) -> np.ndarray:
     return np.array([np.mean([points[step] for points in by_step], axis=0) for step in common]).reshape(-1, 4)
 
 
-def _pareto(sweep: Sweep) -> Figure:
+def _pareto(sweep: SweepResults) -> Figure:
     """Final loss over step time; the points that no other one beats in both are joined and named."""
     figure, (axis,) = _figure(1)
     best = front(sweep)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from moe_jax.analysis import sweep_tables
 from moe_jax.analysis.baseline import baselines
-from moe_jax.analysis.cells import CellResult, Sweep, count_statuses, gather
+from moe_jax.analysis.cells import CellResult, SweepResults, count_statuses, gather
 from moe_jax.analysis.records import check_same_data
 from moe_jax.analysis.sweep_plots import figures, front
 
@@ -58,7 +58,7 @@ def write_report(directory: Path, title: str, cells: Sequence[CellResult], basel
     return path
 
 
-def _summary(sweep: Sweep) -> str:
+def _summary(sweep: SweepResults) -> str:
     records = sweep.records
     seeds = sorted({seed for point in sweep.points for seed in point.runs})
     steps = sorted({record.curve[-1].step for record in records})
@@ -80,7 +80,7 @@ def _summary(sweep: Sweep) -> str:
     return "\n\n".join(lines)
 
 
-def _front(sweep: Sweep) -> list[str]:
+def _front(sweep: SweepResults) -> list[str]:
     best = front(sweep)
     if len([point for point in sweep.points if point.comparable]) < 2:
         return []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_jax.analysis.baseline import Saving, savings
-from moe_jax.analysis.cells import PointRuns, Sweep
+from moe_jax.analysis.cells import PointRuns, SweepResults
 from moe_jax.analysis.markdown import rows
 from moe_jax.analysis.seeds import Difference, estimate, tukey
 
@@ -18,7 +18,7 @@ def best(points: Sequence[PointRuns]) -> PointRuns | None:
     return min((point for point in points if point.comparable), key=lambda p: np.mean(p.losses), default=None)
 
 
-def results(sweep: Sweep) -> list[str]:
+def results(sweep: SweepResults) -> list[str]:
     """One row a point, in the order of the grid, the best one marked."""
     fields = list(sweep.names)
     header = [*fields, "seeds", "held-out loss", "95% interval", "dropped", "MaxVio", "parameters", "FLOPs a token"]
@@ -56,7 +56,7 @@ def _result(point: PointRuns, winner: bool) -> list[str]:
     ]
 
 
-def _about_intervals(sweep: Sweep) -> str:
+def _about_intervals(sweep: SweepResults) -> str:
     counts = {len(point.runs) for point in sweep.points if point.runs}
     if counts == {1}:
         return "One seed a point: no interval can be given."
@@ -69,7 +69,7 @@ def _about_intervals(sweep: Sweep) -> str:
     return text + (" Over one seed there is none." if 1 in counts else "")
 
 
-def differences(sweep: Sweep, against: Sequence[PointRuns | None] | None) -> list[str]:
+def differences(sweep: SweepResults, against: Sequence[PointRuns | None] | None) -> list[str]:
     """Tukey's test of all pairs of points that have at least two seeds, none of them diverged."""
     heading = "## Which differences the seeds support"
     diverged = [point.label for point in sweep.points if point.runs and not point.comparable]
@@ -94,7 +94,7 @@ def differences(sweep: Sweep, against: Sequence[PointRuns | None] | None) -> lis
 
 
 def _pairs(
-    sweep: Sweep, tested: list[PointRuns], pairs: list[Difference], against: Sequence[PointRuns | None] | None
+    sweep: SweepResults, tested: list[PointRuns], pairs: list[Difference], against: Sequence[PointRuns | None] | None
 ) -> list[str]:
     labels = [point.label for point in tested]
     references = {id(tested[i]): set() for i in range(len(tested))}
@@ -132,7 +132,7 @@ def _pairs(
     ]
 
 
-def needs(sweep: Sweep, against: Sequence[PointRuns | None]) -> list[str]:
+def needs(sweep: SweepResults, against: Sequence[PointRuns | None]) -> list[str]:
     """What each point needs to reach its baseline's final held-out loss."""
     distinct = {id(baseline): baseline for baseline in against if baseline is not None}
     body = []
@@ -166,7 +166,7 @@ def _spread(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ({min(values):.2f} to {max(values):.2f})"
 
 
-def unfinished(sweep: Sweep) -> list[str]:
+def unfinished(sweep: SweepResults) -> list[str]:
     """The cells that the figures do not hold, and why."""
     body = [[cell.name, cell.status, cell.error or "-"] for cell in sweep.cells if cell.status != "finished"]
     return ["## Cells that are not finished", "\n".join(rows(["cell", "status", "error"], body))] if body else []

@@ -19,6 +19,7 @@ from moe_jax.config.layers import moe_segments, num_moe_layers
 from moe_jax.config.schema import MoEConfig, RunConfig
 from moe_jax.moe.router import columns
 from moe_jax.moe.routers import ROUTERS
+from moe_jax.moe.routers.soft import Soft
 from moe_jax.parallel.mesh import DATA, EXPERT, FSDP, TENSOR
 from moe_jax.parallel.program import Collective
 from moe_jax.parallel.sharding import RULES
@@ -149,7 +150,8 @@ def tensor_elements(run: RunConfig) -> int:
     passes = 2 if run.model.remat == "none" else 3
     by_layer = 2 * passes * run.model.d_model + passes * _ranks(run.moe)
     output = run.model.d_model + 3 * passes  # the gradient of the head's input; maximum, sum and target of the softmax
-    slots = tokens // run.moe.group_size * run.moe.num_experts * _slots(run.moe) if run.moe.router == "soft" else 0
+    soft = issubclass(ROUTERS[run.moe.router], Soft)
+    slots = tokens // run.moe.group_size * run.moe.num_experts * _slots(run.moe) if soft else 0
     rows = tokens * (run.model.num_layers * by_layer + output)
     rows += slots * num_moe_layers(run) * passes * run.model.d_model  # soft: summed where other routers sum tokens
     return rows + run.train.accumulate * small_elements(run)

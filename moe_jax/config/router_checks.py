@@ -1,6 +1,5 @@
 """What a router can use of `moe`: a field without effect is refused, not ignored."""
 
-from moe_jax.config.capacity import capacity
 from moe_jax.config.rules import Violation, divides
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.routers import ROUTERS
@@ -18,15 +17,9 @@ def check_router(moe: MoEConfig, top_k: str, num_experts: str) -> None:
             "moe.router='top_k'"
         )
     _only_its_options(moe)
-    _slots_of_soft(moe)
     _temperature(moe)
     _groups(moe, top_k, num_experts)
-    if moe.router == "noisy_top_k" and not router.least_top_k <= moe.top_k < moe.num_experts:
-        raise Violation(
-            f"{top_k}={moe.top_k} with moe.router='noisy_top_k' and {num_experts}={moe.num_experts}: a single gate is "
-            "the constant 1, and the load needs an expert that is not chosen: use "
-            f"{router.least_top_k} <= {top_k} < {num_experts}"
-        )
+    router.check(moe, top_k, num_experts)
 
 
 def _only_its_options(moe: MoEConfig) -> None:
@@ -46,17 +39,6 @@ def _only_its_options(moe: MoEConfig) -> None:
                 f"moe.{name}={getattr(moe, name)!r} with moe.router={moe.router!r}, which has no use for it: set "
                 f"moe.{name}={value!r}"
             )
-
-
-def _slots_of_soft(moe: MoEConfig) -> None:
-    """Slots of Soft MoE are trained weights: evaluation has no others."""
-    slots = lambda factor: capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
-    if moe.router == "soft" and slots(moe.eval_capacity_factor) != slots(moe.capacity_factor):
-        raise Violation(
-            f"moe.eval_capacity_factor={moe.eval_capacity_factor} gives C={slots(moe.eval_capacity_factor)} with "
-            f"moe.router='soft', whose C={slots(moe.capacity_factor)} slots are trained: set it to "
-            f"moe.capacity_factor={moe.capacity_factor}"
-        )
 
 
 def _temperature(moe: MoEConfig) -> None:

@@ -112,6 +112,12 @@ class Router(nnx.Module):
         self.balance_bias = BalanceBias(jnp.zeros((size,), dtype)) if moe.bias_rate > 0 else None
 
     @classmethod
+    def check(cls, moe: MoEConfig, top_k: str, num_experts: str) -> None:
+        """Raises `Violation` on what this router alone cannot work with. `top_k` and `num_experts` name the fields that
+        a layer has them from.
+        """
+
+    @classmethod
     def matmul_params(cls, d_model: int, moe: MoEConfig) -> int:
         """Weights that every token is multiplied with."""
         return d_model * columns(moe)

@@ -29,6 +29,7 @@ class Cell(NamedTuple):
 
     name: str  # also of its work directory
     point: Point  # the swept fields, without the seed
+    derived: Point  # the fields that followed from them
     run: RunConfig
     twin: str | None  # an earlier cell that trains the same, differing in evaluation only
 
@@ -67,7 +68,8 @@ def make_cells(
             if other != name:
                 raise ValueError(f"{name} and {other} are the same run: leave one of them out")
             same_training = json.dumps({k: v for k, v in flatten(run).items() if not k.startswith(EVALUATION)})
-            cells.append(Cell(name, point, run, trained.get(same_training)))
+            followed = {field: value for field, value in all_fields.items() if field not in point}
+            cells.append(Cell(name, point, followed, run, trained.get(same_training)))
             trained.setdefault(same_training, name)
     _check_same_text(cells)
     return cells, invalid

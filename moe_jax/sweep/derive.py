@@ -67,8 +67,15 @@ def _width(to: Point, measure: str, multiple_of: int) -> Derivation:
     def derive(base: ml_collections.ConfigDict, points: list[Point]) -> list[Point]:
         for name in to:
             check_field(name)
-        goal = _measured(base, to)
-        return [{**point, **_nearest(base, point, goal)} for point in points]
+        goal, refused, derived = _measured(base, to), [], []
+        for point in points:
+            try:
+                derived.append({**point, **_nearest(base, point, goal)})
+            except ConfigError as error:
+                refused.append(str(error))
+        if refused:
+            raise ConfigError("; ".join(refused))
+        return derived
 
     def _nearest(base: ml_collections.ConfigDict, point: Point, goal: int) -> Point:
         run = _resolved(base, point)

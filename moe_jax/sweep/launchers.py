@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,12 +31,14 @@ class Launcher(Protocol):
 
 
 class LocalProcesses:
-    """Processes of this machine: slot i gets the i-th part of the CPU cores, and of the GPUs if those are listed in
-    CUDA_VISIBLE_DEVICES. They stop, checkpointed, when this process dies.
+    """Processes of this machine: slot i gets the i-th part of the CPU cores and of the GPUs. They stop, checkpointed,
+    when this process dies. Raises ValueError where the GPUs do not divide.
     """
 
     def __init__(self, slots: int):
         self._slots = slots
+        gpus = visible_gpus(os.environ)
+        self._gpus = [share_of_gpus(slot, slots, gpus) for slot in range(slots)]
 
     def start(self, workdir: Path, slot: int) -> Handle:
         """See `Launcher`; output goes to WORKDIR/log.txt."""
@@ -49,7 +51,7 @@ class LocalProcesses:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=share_of_gpus(slot, self._slots, os.environ),
+                env={**os.environ, **self._gpus[slot]},
                 start_new_session=True,  # Ctrl-C comes here alone, and is passed on in order
             )
         return _LocalHandle(process)
@@ -57,7 +59,7 @@ class LocalProcesses:
     def count_devices(self) -> int:
         """JAX devices that a cell will have; asked of a process of its own, so that none is taken here."""
         command = [sys.executable, "-c", "import jax; print(jax.device_count())"]
-        environment = share_of_gpus(0, self._slots, os.environ)
+        environment = {**os.environ, **self._gpus[0]}
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if answer.returncode:
             raise ValueError(f"JAX does not start on this machine: {answer.stderr.strip().splitlines()[-1]}")
@@ -132,13 +134,28 @@ def share_of_cores(slot: int, slots: int) -> list[int]:
     return cores[slot * len(cores) // slots : (slot + 1) * len(cores) // slots]
 
 
-def share_of_gpus(slot: int, slots: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment, CUDA_VISIBLE_DEVICES cut into equal parts. Raises ValueError where they do not divide."""
-    listed = [gpu for gpu in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    if len(listed) % slots:
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """NVIDIA GPUs that JAX would use: those of CUDA_VISIBLE_DEVICES or, where that is not set, all of the machine."""
+    if environment.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return []
+    if "CUDA_VISIBLE_DEVICES" in environment:
+        return [gpu for gpu in environment["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return []
+    return answer.stdout.split() if answer.returncode == 0 else []
+
+
+def share_of_gpus(slot: int, slots: int, gpus: Sequence[str]) -> dict[str, str]:
+    """The variable that gives the slot its equal part of the GPUs; none where there are none. Raises ValueError where
+    they do not divide.
+    """
+    if len(gpus) % slots:
         raise ValueError(
-            f"--processes={slots} does not divide the {len(listed)} GPUs of CUDA_VISIBLE_DEVICES: give a divisor"
+            f"--processes={slots} does not divide the GPUs of this machine ({', '.join(gpus)}): give a divisor of "
+            f"{len(gpus)}, or set JAX_PLATFORMS=cpu"
         )
-    size = len(listed) // slots
-    own = {"CUDA_VISIBLE_DEVICES": ",".join(listed[slot * size : (slot + 1) * size])} if listed else {}
-    return {**environment, **own}
+    size = len(gpus) // slots
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot * size : (slot + 1) * size])} if gpus else {}

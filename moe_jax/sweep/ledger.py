@@ -4,7 +4,8 @@
     sweep.csv             one row a cell, rewritten whole whenever one ends
     report.md, *.png      see moe_jax/analysis/sweep_report.py
     compiled/             compiled programs, shared by the cells
-    cells/NAME/           a work directory as train.py makes it, with log.txt and, of a failed cell, failure.json
+    cells/NAME/           a work directory as train.py makes it, with cell.json (what it is), wall_seconds.json,
+                          log.txt and, of a failed cell, failure.json
 
 The truth is in the cells' own directories: a process that dies between two writes loses nothing.
 """
@@ -27,6 +28,7 @@ from moe_jax.train.workdir import SUMMARY, is_finished, make_writable, write_jso
 FINISHED, FAILED, INTERRUPTED, PENDING = "finished", "failed", "interrupted", "pending"
 SWEEP = "sweep.json"
 CELL = "cell.json"
+WALL = "wall_seconds.json"
 FREE_TO_CHANGE = ("log.", "checkpoint.", "mesh.", "data.cache_dir")  # between two starts of a sweep
 RESULTS = (
     "steps", "train_loss", "eval_loss", "eval_bits_per_byte", "dropped_fraction", "max_violation", "tokens_per_second",
@@ -120,14 +122,21 @@ class Ledger:
             for c in self.cells
         ]
 
-    def write_csv(self, wall_seconds: Mapping[str, float]) -> None:
-        """Writes sweep.csv anew: rows of cells that ended, also of those that another shard has run.
+    def add_wall_seconds(self, cell: Cell, seconds: float) -> None:
+        """Counts the time of an attempt, from the start of its process to its end."""
+        write_json(self.workdir(cell.name) / WALL, {"seconds": self.wall_seconds(cell) + seconds})
 
-        `wall_seconds`: of the cells that ended in this start of the sweep, from process start to end, all its attempts.
-        """
+    def wall_seconds(self, cell: Cell) -> float:
+        """Of all attempts whose end a sweep has seen, in this start and earlier ones."""
+        try:
+            return float(json.loads((self.workdir(cell.name) / WALL).read_text())["seconds"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return 0.0
+
+    def write_csv(self) -> None:
+        """Writes sweep.csv anew: rows of cells that ended, also of those that another shard has run."""
         with locked(self.directory / "sweep.csv.lock"):
             path = self.directory / "sweep.csv"
-            earlier = {row.get("cell"): row for row in csv.DictReader(path.open())} if path.exists() else {}
             fields = list(dict.fromkeys(name for cell in self.cells for name in cell.point))
             columns = ["cell", *fields, "seed", "status", "error", *RESULTS, "wall_seconds"]
             draft = path.with_suffix(".csv.partial")
@@ -136,8 +145,7 @@ class Ledger:
                 writer.writeheader()
                 for cell in self.cells:
                     if self.status(cell) in (FINISHED, FAILED):
-                        seconds = wall_seconds.get(cell.name) or earlier.get(cell.name, {}).get("wall_seconds", "")
-                        writer.writerow(self._row(cell) | {"wall_seconds": seconds})
+                        writer.writerow(self._row(cell))
             os.replace(draft, path)
 
     def _row(self, cell: Cell) -> dict[str, Any]:
@@ -146,7 +154,7 @@ class Ledger:
         if status == FINISHED:
             summary = json.loads((self.workdir(cell.name) / SUMMARY).read_text())
             row |= {name: summary.get(name) for name in RESULTS}
-        return row
+        return row | {"wall_seconds": self.wall_seconds(cell)}
 
 
 def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[str]:

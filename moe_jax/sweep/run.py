@@ -53,6 +53,9 @@ def checked_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: in
             f"{len(invalid)} of {len(cells) + len(invalid)} cells cannot run, and none was started. {first}: "
             f"{invalid[first]}"
         )
+    for field in dict.fromkeys(field for cell in cells for field in cell.derived):
+        values = dict.fromkeys(str(cell.derived[field]) for cell in cells if field in cell.derived)
+        logging.info("Derived, whatever the config says: %s=%s", field, ", ".join(values))
     return cells
 
 
@@ -80,7 +83,7 @@ def run_sweep(
         scheduler = Scheduler(ledger, launcher, slots, retries)
         with Board(ledger, scheduler, slots) as board:
             scheduler.run(own, stop, board.refresh)
-        ledger.write_csv(scheduler.wall_seconds)
+        ledger.write_csv()
     if stop.signal:
         logging.warning("Stopped by signal %d; the same command continues", stop.signal)
         return stop.exit_code

@@ -34,7 +34,7 @@ class Scheduler:
         self._free = list(range(slots))
         self._attempts: dict[str, int] = {}
         self.running: dict[int, Running] = {}
-        self.wall_seconds: dict[str, float] = {}  # by cell, all attempts here
+        self.wall_seconds: dict[str, float] = {}  # by cell, all attempts of this start
 
     def run(self, cells: Sequence[Cell], stop: StopRequest, watch: Callable[[], None]) -> None:
         """Runs the `cells` that are not finished; `watch` is called several times a second. On a stop request the
@@ -58,7 +58,7 @@ class Scheduler:
                 code = running.handle.poll()
                 if code is not None:
                     waiting += self._ended(slot, running, code, retry=not asked)
-                    self._ledger.write_csv(self.wall_seconds)
+                    self._ledger.write_csv()
         watch()
 
     def _next(self, waiting: list[Cell]) -> Cell | None:
@@ -92,6 +92,7 @@ class Scheduler:
         cell = running.cell
         seconds = time.monotonic() - running.since
         self.wall_seconds[cell.name] = self.wall_seconds.get(cell.name, 0.0) + seconds
+        self._ledger.add_wall_seconds(cell, seconds)
         killed = code < 0 or code in STOPPED
         if self._ledger.status(cell) in (FINISHED, FAILED) or (killed and not retry):
             return []

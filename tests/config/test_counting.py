@@ -54,8 +54,8 @@ SHAPES = {
     "sigmoid": {**MOE, "moe.router": "sigmoid"},
     "noise": {**MOE, "moe.router": "noisy_top_k"},
     "sinkhorn": {**MOE, "moe.router": "sinkhorn"},
-    "hash": {**MOE, "moe.router": "hash"},
-    "random": {**MOE, "moe.router": "random", "moe.num_shared_experts": 1},
+    "hash": {**MOE, "moe.router": "hash", "moe.balance_loss": 0.0},
+    "random": {**MOE, "moe.router": "random", "moe.balance_loss": 0.0, "moe.num_shared_experts": 1},
     "shared experts": {**MOE, "moe.num_shared_experts": 2},
     "shared experts of their own size": {**MOE, "moe.num_shared_experts": 2, "moe.shared_d_ff": 40},
     "expert size": {**MOE, "moe.d_ff": 24},
@@ -141,7 +141,7 @@ def test_full_shape(name):
 
 def test_router_weights_by_hand():
     """Two MoE layers, d_model 64, four experts: what the router adds to parameters and to FLOPs, 6 a weight."""
-    without = count(run_of({**MOE, "moe.router": "hash"}))
+    without = count(run_of({**MOE, "moe.router": "hash", "moe.balance_loss": 0.0}))
     for fields, weights, biases in (
         ({}, 64 * 4, 0),
         ({"moe.router_bias": True}, 64 * 4, 4),

@@ -219,6 +219,10 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         "moe.routed_scaling=2.5 has no effect with moe.router='switch': leave it at 1.0",
     ),
     ({**MOE, "moe.router": "hash", "moe.jitter": 0.1}, "moe.jitter=0.1 has no effect with moe.router='hash': leave it"),
+    (
+        {**MOE, "moe.router": "hash"},
+        "moe.balance_loss=0.01 with moe.router='hash', which has no use for it: set moe.ba",
+    ),
     ({**MOE, "moe.load_loss": 0.1}, "moe.load_loss=0.1 has no effect ... or use one of noisy_top_k"),
     (
         {**MOE, "moe.router": "sinkhorn", "moe.bias_rate": 0.1},
@@ -353,7 +357,7 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ),
     (
         {**SOFT, "moe.eval_capacity_factor": 2.0},
-        "moe.eval_capacity_factor=2.0 gives C=128 with moe.router='soft', whose C=80 slots are trained: set it to moe.",
+        "moe.eval_capacity_factor=2.0 gives 512 slots with moe.router='soft', whose 320 slots are trained: set it to",
     ),
     ({**MOE, "moe.expert_dropout": 1.0}, "moe.expert_dropout=1.0 is outside [0, 1): choose a value inside"),
     (mesh(data=2), "mesh.data=2 x ... x mesh.tensor=1 needs 2 devices and 8 are present: set one size to -1"),

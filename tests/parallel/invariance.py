@@ -58,8 +58,8 @@ OTHER_ROUTINGS = {  # on one mesh of each kind of axis only
     },
     "noisy_top_k": {"moe.router": "noisy_top_k", "moe.top_k": 4, "moe.load_loss": 0.01},
     "sinkhorn": {"moe.router": "sinkhorn", "moe.top_k": 4},
-    "hash": {"moe.router": "hash", "moe.top_k": 4, "moe.jitter": 0.0, "moe.z_loss": 0.0},
-    "random": {"moe.router": "random", "moe.top_k": 4, "moe.jitter": 0.0, "moe.z_loss": 0.0},
+    "hash": {"moe.router": "hash", "moe.top_k": 4, "moe.balance_loss": 0.0, "moe.jitter": 0.0, "moe.z_loss": 0.0},
+    "random": {"moe.router": "random", "moe.top_k": 4, "moe.balance_loss": 0.0, "moe.jitter": 0.0, "moe.z_loss": 0.0},
 }  # fmt: skip
 BATCH, LENGTH = 16, 16
 

@@ -61,12 +61,11 @@ def test_equal_total_params_makes_experts_smaller():
         assert abs(at(config, point).total_params - at(config, {"moe.num_experts": 1}).total_params) <= one_width / 2
 
 
-def test_a_goal_out_of_reach_is_named():
-    """16 narrow experts cannot have fewer parameters than one narrow expert."""
-    with pytest.raises(
-        ConfigError, match=r"'moe.num_experts': 16\} has total_params=\d+ at moe.d_ff=1, more than the \d+"
-    ):
-        equal_total_params({"moe.num_experts": 1})(base({"moe.d_ff": 4}), EXPERTS)
+def test_goals_out_of_reach_are_named_all_of_them():
+    """16 or 32 narrow experts cannot have fewer parameters than one narrow expert."""
+    named = r"'moe.num_experts': %d\} has total_params=\d+ at moe.d_ff=1, more than the \d+ .*"
+    with pytest.raises(ConfigError, match=named % 16 + named % 32):
+        equal_total_params({"moe.num_experts": 1})(base({"moe.d_ff": 4}), [*EXPERTS, {"moe.num_experts": 32}])
 
 
 def test_a_point_that_cannot_run_is_left_to_the_check_of_cells():

@@ -1,12 +1,13 @@
 import json
 import os
 import sys
+import time
 
 import pytest
 from tiny_sweep import DEADLINE, ONE_DEVICE, ROOT, cells_of, lines, wait_until, write_text
 
 from moe_jax.sweep import launchers
-from moe_jax.sweep.launchers import LocalProcesses, Submitit, share_of_cores, share_of_gpus
+from moe_jax.sweep.launchers import LocalProcesses, Submitit, share_of_cores, share_of_gpus, visible_gpus
 from moe_jax.sweep.ledger import Ledger
 
 
@@ -29,20 +30,50 @@ def test_a_system_without_pinning_is_left_alone(monkeypatch):
     assert share_of_cores(0, 2) == []
 
 
-def test_slots_share_the_gpus_that_are_listed():
-    environment = {"CUDA_VISIBLE_DEVICES": "4,5,6,7", "HOME": "/root"}
-    assert share_of_gpus(1, 2, environment) == {"CUDA_VISIBLE_DEVICES": "6,7", "HOME": "/root"}
-    assert [share_of_gpus(slot, 4, environment)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == list("4567")
-
-
-@pytest.mark.parametrize("environment", [{}, {"CUDA_VISIBLE_DEVICES": ""}])
-def test_without_gpus_the_environment_stays(environment):
-    assert share_of_gpus(1, 2, environment) == environment
+def test_slots_share_the_gpus():
+    assert share_of_gpus(1, 2, list("4567")) == {"CUDA_VISIBLE_DEVICES": "6,7"}
+    assert [share_of_gpus(slot, 4, list("4567"))["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == list("4567")
+    assert share_of_gpus(1, 2, []) == {}
 
 
 def test_gpus_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match=r"--processes=3 does not divide the 2 GPUs of CUDA_VISIBLE_DEVICES"):
-        share_of_gpus(0, 3, {"CUDA_VISIBLE_DEVICES": "0,1"})
+    with pytest.raises(ValueError, match=r"--processes=3 does not divide the GPUs of this machine \(0, 1\): give"):
+        share_of_gpus(0, 3, ["0", "1"])
+
+
+@pytest.fixture
+def machine_with_gpus(tmp_path, monkeypatch):
+    """A PATH whose nvidia-smi lists four GPUs, as the real one does."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n3\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_gpus_are_those_listed_or_all_of_the_machine(machine_with_gpus):
+    assert visible_gpus(os.environ) == ["0", "1", "2", "3"]
+    assert visible_gpus({**os.environ, "CUDA_VISIBLE_DEVICES": "2,3"}) == ["2", "3"]
+    assert visible_gpus({**os.environ, "CUDA_VISIBLE_DEVICES": ""}) == []
+    assert visible_gpus({**os.environ, "JAX_PLATFORMS": "cpu"}) == []
+    assert visible_gpus({"PATH": "/nowhere"}) == []
+
+
+def test_a_cell_finds_its_own_gpus_in_its_environment(machine_with_gpus, tmp_path):
+    """The process is a stand-in that writes down what it sees."""
+    seen = tmp_path / "seen"
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES" >> {seen}\n')
+    program.chmod(0o755)
+    machine_with_gpus.setattr("sys.executable", str(program))
+    launcher = LocalProcesses(2)
+    for slot in (0, 1):
+        handle = launcher.start(tmp_path, slot)
+        while handle.poll() is None:
+            time.sleep(0.01)
+    assert seen.read_text().split() == ["0,1", "2,3"]
 
 
 def test_a_jax_that_does_not_start_is_one_line(monkeypatch):

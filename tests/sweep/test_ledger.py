@@ -144,7 +144,8 @@ def test_jobs_of_an_array_can_open_it_at_the_same_time(tmp_path):
 def test_the_table_has_a_row_for_every_cell_that_ended(ledger):
     finish(ledger.workdir(NAMES[0]), ledger.cells[0])
     ledger.fail(ledger.cells[1], 'out of "memory", twice')
-    ledger.write_csv({NAMES[0]: 12.5})
+    ledger.add_wall_seconds(ledger.cells[0], 12.5)
+    ledger.write_csv()
     first, second = rows(ledger)
     assert (first["cell"], first["moe.capacity_factor"], first["seed"]) == (NAMES[0], "1.0", "0")
     assert (first["status"], first["error"], first["steps"], first["eval_loss"]) == ("finished", "", "8", "1.5")
@@ -152,12 +153,15 @@ def test_the_table_has_a_row_for_every_cell_that_ended(ledger):
     assert (second["status"], second["error"], second["eval_loss"]) == ("failed", 'out of "memory", twice', "")
 
 
-def test_wall_seconds_of_earlier_starts_and_other_shards_stay(ledger):
+def test_wall_seconds_add_up_over_starts_and_shards(ledger):
     finish(ledger.workdir(NAMES[0]), ledger.cells[0])
-    ledger.write_csv({NAMES[0]: 12.5})
+    ledger.add_wall_seconds(ledger.cells[0], 12.5)
     finish(ledger.workdir(NAMES[2]), ledger.cells[2])
-    other(ledger).write_csv({NAMES[2]: 3.0})
-    assert [(row["cell"], row["wall_seconds"]) for row in rows(ledger)] == [(NAMES[0], "12.5"), (NAMES[2], "3.0")]
+    later = other(ledger)
+    later.add_wall_seconds(later.cells[0], 2.5)
+    later.add_wall_seconds(later.cells[2], 3.0)
+    later.write_csv()
+    assert [(row["cell"], row["wall_seconds"]) for row in rows(ledger)] == [(NAMES[0], "15.0"), (NAMES[2], "3.0")]
 
 
 def test_a_failure_that_is_forgotten_meanwhile_is_no_error(ledger, monkeypatch):

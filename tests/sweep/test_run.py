@@ -51,13 +51,15 @@ def test_a_smoke_run_is_at_least_four_short_cells_from_end_to_end_of_the_sweep(p
     assert [small.points[0], small.points[-1]] == [sweep.points[0], sweep.points[-1]]
 
 
-def test_a_smoke_run_keeps_swept_fields_groups_and_does_without_a_baseline_it_leaves_out():
+def test_a_smoke_run_keeps_swept_fields_groups_and_does_without_a_baseline_it_leaves_out(caplog):
     points = [{"train.steps": steps, "moe.num_experts": 2**i} for i, steps in enumerate(range(30, 39))]
     sweep = Sweep(points, derive=[fixed_group(min_slots=2)], baseline=points[1])
     small, config = smoke(sweep, base({"data.batch_size": 64}))
+    caplog.set_level("INFO")
     cells = checked_cells(small, config, 1)
     assert small.baseline is None
     assert [cell.run.train.steps for cell in cells] == [30, 32, 35, 38]
+    assert "Derived, whatever the config says: moe.group_size=256\n" in caplog.text
     whole, _ = make_cells(sweep, base({"data.batch_size": 64}), 1)
     assert {cell.run.moe.group_size for cell in cells} == {whole[0].run.moe.group_size}
 

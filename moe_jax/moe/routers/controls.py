@@ -1,5 +1,6 @@
 """Routers that learn nothing: what any learned one has to beat. They have no weights and do no work."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import jax
@@ -19,10 +20,11 @@ class Unlearned(Router):
     """The K experts with the highest lots, gates 1 / K.
 
     The probabilities are 1 / K at the chosen experts: the balance loss is then E * sum_e f_e^2, 1 where loads are
-    equal. It has no gradient, and neither has anything else here. The logits are zeros.
+    equal. It is shown but has no weight: it has no gradient, and neither has anything else here. The logits are zeros.
     """
 
     options: ClassVar[frozenset[str]] = frozenset()
+    fixed_fields: ClassVar[Mapping[str, object]] = {"balance_loss": 0.0, "importance_loss": 0.0}
 
     def __init__(
         self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32

@@ -11,6 +11,7 @@ from jax.scipy.special import ndtr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from moe_jax.config.rules import Violation
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.router import Choices, Router, columns, draw_per_group, pick, project, second_keys
 from moe_jax.parallel.sharding import param
@@ -35,6 +36,16 @@ class NoisyTopK(Router):
     ):
         super().__init__(d_model, moe, init, rngs, dtype)
         self.noise = param(rngs, (d_model, columns(moe)), ("embed", None), nnx.initializers.zeros, dtype)
+
+    @classmethod
+    def check(cls, moe, top_k, num_experts):
+        """See `Router.check`."""
+        if not cls.least_top_k <= moe.top_k < moe.num_experts:
+            raise Violation(
+                f"{top_k}={moe.top_k} with moe.router='noisy_top_k' and {num_experts}={moe.num_experts}: a single gate "
+                "is the constant 1, and the load needs an expert that is not chosen: use "
+                f"{cls.least_top_k} <= {top_k} < {num_experts}"
+            )
 
     @classmethod
     def matmul_params(cls, d_model, moe):

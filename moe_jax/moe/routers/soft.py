@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.config.capacity import capacity
+from moe_jax.config.rules import Violation
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.router import Router, TokenInfo
 from moe_jax.parallel.sharding import gather, param
@@ -62,6 +63,16 @@ class Soft(Router):
         self.scale = param(rngs, (), (), nnx.initializers.ones, dtype)
 
     @classmethod
+    def check(cls, moe, top_k, num_experts):
+        """See `Router.check`. Slots are trained weights: evaluation has no others."""
+        trained, evaluated = num_slots(moe), num_slots(moe, moe.eval_capacity_factor)
+        if evaluated != trained:
+            raise Violation(
+                f"moe.eval_capacity_factor={moe.eval_capacity_factor} gives {evaluated} slots with moe.router='soft', "
+                f"whose {trained} slots are trained: set it to moe.capacity_factor={moe.capacity_factor}"
+            )
+
+    @classmethod
     def matmul_params(cls, d_model, moe):
         """See `Router.matmul_params`."""
         return d_model * num_slots(moe)
@@ -88,9 +99,10 @@ class Soft(Router):
         return SoftRouting(dispatch, jax.nn.softmax(logits) * valid, info.valid, expert_logits)
 
 
-def num_slots(moe: MoEConfig) -> int:
-    """S = E * C, with the C of training."""
-    return moe.num_experts * capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
+def num_slots(moe: MoEConfig, factor: float | None = None) -> int:
+    """S = E * C, with the C of training or of another capacity factor."""
+    factor = moe.capacity_factor if factor is None else factor
+    return moe.num_experts * capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
 
 
 def mix_into_slots(x: Float[Array, "G T D"], routing: SoftRouting) -> Float[Array, "G S D"]:
