@@ -118,11 +118,11 @@ def _ranges(run: RunConfig) -> None:
     )
     _each(
         run,
-        "moe.balance_loss moe.importance_loss moe.load_loss moe.bias_rate moe.z_loss moe.final_temperature "
+        "moe.balance_loss moe.importance_loss moe.load_loss moe.z_loss moe.final_temperature "
         "train.weight_decay train.clip_norm",
         _not_negative,
     )
-    _each(run, "train.final_learning_rate moe.second_threshold", lambda n, v: _between(n, v, 0, 1))
+    _each(run, "train.final_learning_rate moe.second_threshold moe.bias_rate", lambda n, v: _between(n, v, 0, 1))
     _each(run, "train.b1 train.b2 moe.jitter moe.expert_dropout", _below_one)
     if not 0 < run.data.holdout_fraction < 1:
         raise Violation(
@@ -149,8 +149,23 @@ def _model(run: RunConfig) -> None:
         )
 
 
+def check_before_split(run: RunConfig) -> None:
+    """Raises Violation on what `moe.fine_grained` would multiply and then be named in other numbers than were given."""
+    _each(run, "moe.top_k moe.every", positive)
+    _each(run, "moe.num_experts moe.first_dense", _not_negative)
+    _lists_by_layer(run)
+    for layer, one in enumerate(moe_by_layer(run)):
+        _top_k(one, {field: _by_layer_name(run, field, layer) for field in BY_LAYER})
+
+
 def _moe(run: RunConfig) -> None:
     moe = run.moe
+    for name in (f"{field}_by_layer" for field in BY_LAYER):
+        if moe.num_experts == 0 and getattr(moe, name):
+            raise Violation(
+                f"moe.{name}={getattr(moe, name)} with moe.num_experts=0, a dense model: set moe.num_experts to "
+                "the most experts of a layer, or leave the list empty"
+            )
     if moe.num_experts == 0:
         return
     if moe.first_dense + moe.every > run.model.num_layers:
@@ -196,12 +211,8 @@ def _by_layer_name(run: RunConfig, field: str, layer: int) -> str:
 
 def _moe_layer(moe: MoEConfig, name_of: dict[str, str]) -> None:
     """The settings of one layer; `name_of`: where it has its values from."""
+    _top_k(moe, name_of)
     top_k, num_experts = name_of["top_k"], name_of["num_experts"]
-    if moe.top_k > moe.num_experts:
-        raise Violation(
-            f"{top_k}={moe.top_k} is more than {num_experts}={moe.num_experts}: a token visits an expert once, "
-            f"lower {top_k} or raise {num_experts}"
-        )
     for name, factor in (
         (name_of["capacity_factor"], moe.capacity_factor),
         ("moe.eval_capacity_factor", moe.eval_capacity_factor),
@@ -217,6 +228,15 @@ def _moe_layer(moe: MoEConfig, name_of: dict[str, str]) -> None:
             "gradient: set it to False"
         )
     check_router(moe, top_k, num_experts)
+
+
+def _top_k(moe: MoEConfig, name_of: dict[str, str]) -> None:
+    top_k, num_experts = name_of["top_k"], name_of["num_experts"]
+    if moe.top_k > moe.num_experts:
+        raise Violation(
+            f"{top_k}={moe.top_k} is more than {num_experts}={moe.num_experts}: a token visits an expert once, "
+            f"lower {top_k} or raise {num_experts}"
+        )
 
 
 def _balancing(run: RunConfig) -> None:

@@ -7,6 +7,7 @@ from moe_jax.config.counting import count
 from moe_jax.config.layers import moe_segments, num_moe_layers
 from moe_jax.config.schema import MoEConfig, RunConfig, flatten
 from moe_jax.moe.plan import DROP_ORDERS
+from moe_jax.moe.router import columns
 from moe_jax.moe.routers import ROUTERS
 
 
@@ -41,6 +42,13 @@ def warn(run: RunConfig) -> None:
                 f"rounding: raise moe.group_size={one.group_size}",
                 stacklevel=2,
             )
+        trained, evaluated = _mean_slots(one, one.capacity_factor), _mean_slots(one, one.eval_capacity_factor)
+        if ROUTERS[moe.router].fills_slots and trained != evaluated:
+            warnings.warn(
+                f"moe.router={moe.router!r} fills all slots, so that a token has {trained:.2f} experts on average in "
+                f"training and {evaluated:.2f} in evaluation: set moe.eval_capacity_factor={one.capacity_factor}",
+                stacklevel=2,
+            )
     if not ROUTERS[moe.router].causal:
         causal = " or ".join(repr(name) for name, router in ROUTERS.items() if router.causal)
         when = " in training" if ROUTERS[moe.router].causal_in_evaluation else ""
@@ -63,10 +71,20 @@ def markdown(run: RunConfig) -> str:
     return "\n".join([*(f"- {line}" for line in describe(run)), "", "| field | value |", "|---|---|", *rows])
 
 
+def _slots(moe: MoEConfig, factor: float) -> int:
+    return capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
+
+
+def _mean_slots(moe: MoEConfig, factor: float) -> float:
+    """Slots for each token."""
+    return _slots(moe, factor) * moe.num_experts / moe.group_size
+
+
 def _capacity_line(phase: str, factor: float, moe: MoEConfig) -> str:
     shape = (moe.top_k, moe.group_size, moe.num_experts)
-    slots = capacity(factor, *shape)
-    drops = f"uniform random routing would drop {random_drop_fraction(slots, *shape):.2%}"
+    slots = _slots(moe, factor)
+    random_drops = random_drop_fraction(slots, moe.top_k, moe.group_size, columns(moe))
+    drops = f"uniform random routing would drop {random_drops:.2%}"
     return (
         f"capacity in {phase}: C = {slots} slots an expert and group, factor {factor} (effective "
         f"{effective_factor(slots, *shape):.3f}); {'nothing drops' if ROUTERS[moe.router].fills_slots else drops}"

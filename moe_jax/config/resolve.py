@@ -9,6 +9,7 @@ import ml_collections
 
 from moe_jax.config import checks, rules
 from moe_jax.config.schema import MoEConfig, RunConfig, flatten
+from moe_jax.moe.routers import ROUTERS
 
 
 class ConfigError(ValueError):
@@ -29,6 +30,22 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], num_devices: 
     run = _build(RunConfig, tree, prefix="")
     try:
         run = _derive(run, num_devices)
+    except rules.Violation as violation:
+        raise ConfigError(str(violation)) from None
+    return _checked(run, num_devices)
+
+
+def restore(fields: Mapping[str, Any], num_devices: int = 1) -> RunConfig:
+    """The resolved run that `schema.flatten` made `fields` of: checked, and nothing derived a second time."""
+    tree: dict[str, Any] = {}
+    for name, value in fields.items():
+        section, _, field = name.rpartition(".")
+        (tree.setdefault(section, {}) if section else tree)[field] = value
+    return _checked(_build(RunConfig, tree, prefix=""), num_devices)
+
+
+def _checked(run: RunConfig, num_devices: int) -> RunConfig:
+    try:
         checks.check(run, num_devices)
     except rules.Violation as violation:
         raise ConfigError(str(violation)) from None
@@ -87,7 +104,10 @@ def _derive(run: RunConfig, num_devices: int) -> RunConfig:
         rules.divides("model.num_heads", model.num_heads, "model.d_model", model.d_model)
         model = dataclasses.replace(model, head_dim=model.d_model // model.num_heads)
     moe = dataclasses.replace(moe, d_ff=moe.d_ff or model.d_ff, activation=moe.activation or model.activation)
-    moe = _fine_grained(moe)
+    rules.positive("moe.fine_grained", moe.fine_grained)
+    if moe.fine_grained > 1 and moe.num_experts:
+        checks.check_before_split(dataclasses.replace(run, moe=moe))
+        moe = _fine_grained(moe)
     moe = dataclasses.replace(moe, shared_d_ff=moe.shared_d_ff or moe.num_shared_experts * moe.d_ff)
     if moe.final_temperature and not moe.temperature_steps:
         moe = dataclasses.replace(moe, temperature_steps=run.train.steps)
@@ -99,13 +119,15 @@ def _fine_grained(moe: MoEConfig) -> MoEConfig:
     parameters and FLOPs stay.
     """
     m = moe.fine_grained
-    rules.positive("moe.fine_grained", m)
-    if moe.num_experts == 0 or m == 1:
-        return dataclasses.replace(moe, fine_grained=1)
+    router = ROUTERS.get(moe.router)
+    if router is not None and router.required_top_k is not None:
+        raise rules.Violation(
+            f"moe.fine_grained={m} with moe.router={moe.router!r}, which is top-{router.required_top_k}, where a token "
+            f"is to visit {m} times as many experts: use moe.router='top_k'"
+        )
     rules.divides("moe.fine_grained", m, "moe.d_ff", moe.d_ff)
     return dataclasses.replace(
         moe,
-        fine_grained=1,
         d_ff=moe.d_ff // m,
         num_experts=m * moe.num_experts,
         top_k=m * moe.top_k,

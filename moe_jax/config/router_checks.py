@@ -4,6 +4,8 @@ from moe_jax.config.rules import Violation, divides
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.routers import ROUTERS
 
+COLDEST = 1e-6  # router temperature
+
 
 def check_router(moe: MoEConfig, top_k: str, num_experts: str) -> None:
     """Raises Violation on the first field that `moe.router` cannot use, or not so, in a layer of these settings.
@@ -13,8 +15,13 @@ def check_router(moe: MoEConfig, top_k: str, num_experts: str) -> None:
     router = ROUTERS[moe.router]
     if router.required_top_k not in (None, moe.top_k):
         raise Violation(
-            f"{top_k}={moe.top_k} with moe.router={moe.router!r}, which is top-{router.required_top_k}: use "
-            "moe.router='top_k'"
+            f"{top_k}={moe.top_k} with moe.router={moe.router!r}, which is top-{router.required_top_k}: set "
+            f"{top_k}={router.required_top_k}, or use moe.router='top_k'"
+        )
+    if moe.top_k < router.least_top_k:
+        raise Violation(
+            f"{top_k}={moe.top_k} with moe.router={moe.router!r}, whose single gate would be the constant 1: use "
+            f"{top_k}={router.least_top_k} or more"
         )
     _only_its_options(moe)
     _temperature(moe)
@@ -36,16 +43,23 @@ def _only_its_options(moe: MoEConfig) -> None:
     for name, value in ROUTERS[moe.router].fixed_fields.items():
         if getattr(moe, name) != value:
             raise Violation(
-                f"moe.{name}={getattr(moe, name)!r} with moe.router={moe.router!r}, which has no use for it: set "
-                f"moe.{name}={value!r}"
+                f"moe.{name}={getattr(moe, name)!r} with moe.router={moe.router!r}, which works only with {value!r}: "
+                f"set moe.{name}={value!r}"
             )
 
 
 def _temperature(moe: MoEConfig) -> None:
+    for name, value in (("temperature", moe.temperature), ("final_temperature", moe.final_temperature)):
+        if value and value < COLDEST:
+            raise Violation(
+                f"moe.{name}={value} makes logits overflow: use {COLDEST} or more (all but the hardest choice)"
+            )
     if moe.temperature_steps and not moe.final_temperature:
         raise Violation(
             f"moe.temperature_steps={moe.temperature_steps} without moe.final_temperature: set the temperature to go to"
         )
+    if moe.final_temperature == moe.temperature:
+        raise Violation(f"moe.final_temperature={moe.final_temperature} is moe.temperature: leave it at 0")
 
 
 def _groups(moe: MoEConfig, top_k: str, num_experts: str) -> None:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from moe_jax.config.schema import MoEConfig
@@ -31,12 +32,15 @@ def sequence_balance(routing: Routing, sequences: int) -> tuple[Float[Array, ""]
     """The balance losses of single sequences (DeepSeek-V3, equations 17 to 20), summed over those of this device that
     have a valid token, and their number.
 
+    f_e counts the K most probable experts (equation 18): what a token would choose without balance bias and limits.
+
     `sequences`: B, where the groups' tokens, in order, are those of [B, L]; a group may span or cut sequences.
     """
     num_experts = routing.probabilities.shape[-1]
     dtype = routing.probabilities.dtype
     valid = routing.valid.astype(dtype)[..., None]
-    chosen = jnp.sum(jax.nn.one_hot(routing.expert, num_experts, dtype=dtype), axis=-2) * valid
+    _, best = lax.top_k(lax.stop_gradient(routing.probabilities), routing.expert.shape[-1])
+    chosen = jnp.sum(jax.nn.one_hot(best, num_experts, dtype=dtype), axis=-2) * valid
     over_tokens = lambda x: jnp.sum(x.reshape(sequences, -1, x.shape[-1]), axis=1)
     tokens = over_tokens(valid)[:, 0]
     losses = _balance(over_tokens(chosen), over_tokens(routing.probabilities * valid), tokens)
@@ -48,11 +52,11 @@ def z_loss(sums: RoutingSums) -> Float[Array, "*M"]:
     return sums.squared_logsumexp / jnp.maximum(sums.tokens, 1)
 
 
-def importance_loss(sums: RoutingSums) -> Float[Array, "*M"]:
+def importance_loss(sums: RoutingSums, null_experts: int = 0) -> Float[Array, "*M"]:
     """CV(importance)^2 of each layer (Shazeer et al. 2017, equations 6 and 7): an expert's importance is the sum of its
-    gates over the tokens that choose it, before drops.
+    gates over the tokens that choose it, before drops. Null experts, the last ones, have none.
     """
-    return cv_squared(sums.importance)
+    return cv_squared(sums.importance[..., : sums.importance.shape[-1] - null_experts])
 
 
 def load_loss(sums: RoutingSums) -> Float[Array, "*M"]:
@@ -98,7 +102,7 @@ def auxiliary_losses(
     return AuxiliaryLosses(
         balance=balance,
         z=over_layers(z_loss),
-        importance=over_layers(importance_loss) if moe.importance_loss else None,
+        importance=over_layers(lambda part: importance_loss(part, moe.null_experts)) if moe.importance_loss else None,
         load=over_layers(load_loss) if moe.load_loss else None,
     )
 

@@ -70,7 +70,9 @@ class MoELayer(nnx.Module):
         if moe.balance_scope == "sequence":
             losses, counted = sequence_balance(routing, sequences)
             sums = sums._replace(sequence_balance=losses, sequences=counted)
-        return sum_over(y, [TENSOR]), sums
+        # A NaN logit is never silent: 0 * NaN, of a choice without a slot, is what the compiler makes of it.
+        lost = jnp.any(jnp.isnan(routing.gate), axis=-1, keepdims=True)
+        return jnp.where(lost, jnp.nan, sum_over(y, [TENSOR])), sums
 
     def _mix(
         self, groups: Float[Array, "G T D"], info: TokenInfo, sequences: int

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.moe.router import Routing
+from moe_jax.moe.router import Routing, pick
 
 
 class Plan(NamedTuple):
@@ -37,8 +37,8 @@ def choice_order(probability: Float[Array, "T"], k: int) -> Int[Array, "N"]:
 
 
 def priority_order(probability: Float[Array, "T"], k: int) -> Int[Array, "N"]:
-    """All first choices before all second ones, within a rank the tokens with the surest first choice first (batch
-    prioritised routing, V-MoE, Riquelme et al. 2021, algorithm 2). Not causal.
+    """All first choices before all second ones, within a rank the tokens with the most probable first choice first
+    (batch prioritised routing, V-MoE, Riquelme et al. 2021, algorithm 2). Not causal.
     """
     by_probability = jnp.argsort(-probability, stable=True)
     return (by_probability[None, :] * k + jnp.arange(k)[:, None]).reshape(-1)
@@ -78,5 +78,5 @@ def make_plan(routing: Routing, capacity: int, drop_order: str, null_experts: in
         slot_of_choice = jnp.zeros((choices,), jnp.int32).at[queue].set(slot, unique_indices=True)
         return Plan(slot_of_choice.reshape(-1, k), choice_in_slot)
 
-    first = jnp.max(routing.probabilities, axis=-1)
+    first = pick(routing.probabilities, routing.expert[..., :1])[..., 0]
     return jax.vmap(plan_group)(routing.expert, routing.wanted, first)

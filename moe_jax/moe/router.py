@@ -65,9 +65,9 @@ def columns(moe: MoEConfig) -> int:
 
 
 def pick(values: Float[Array, "G T N"], expert: Int[Array, "G T K"]) -> Float[Array, "G T K"]:
-    """Each token's values at its experts: a product with a one-hot matrix, whose gradient is one too, not a scatter."""
-    one_hot = jax.nn.one_hot(expert, values.shape[-1], dtype=values.dtype)
-    return jnp.sum(one_hot * values[..., None, :], axis=-1)
+    """Each token's values at its experts (0 at N), by comparison: then the gradient is no scatter either."""
+    chosen = expert[..., None] == jnp.arange(values.shape[-1])
+    return jnp.sum(jnp.where(chosen, values[..., None, :], 0), axis=-1)
 
 
 def draw_per_group(draw, keys: Key[Array, "G"], shape: tuple[int, ...], dtype) -> Array:
@@ -87,8 +87,8 @@ class Router(nnx.Module):
     (Switch Transformer, section 2.4; `moe.router_dtype` reproduces it), and float32 matmuls are not float32 on TPU and
     GPU by default.
 
-    A NaN among a token's logits makes all its gates NaN. Which experts it goes to then means nothing, and the loss, NaN
-    too, says so.
+    A NaN among a token's logits, where a router has any, makes all its gates NaN (Soft MoE: the whole group). Which
+    experts it goes to then means nothing, and the loss, NaN too, says so.
     """
 
     paper: ClassVar[str]  # where it comes from, with the equation
@@ -136,9 +136,10 @@ class Router(nnx.Module):
         """Routes every token."""
         moe = self.moe
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        x = x.astype(jnp.bfloat16 if moe.router_dtype == "bfloat16" else dtype)
+        x = x.astype(dtype)
         if info.keys is not None and moe.jitter:
             x = x * draw_per_group(_jitter(moe.jitter), info.keys, x.shape[1:], x.dtype)
+        x = x.astype(jnp.bfloat16 if moe.router_dtype == "bfloat16" else dtype)
         logits = _round(self.logits(x, info.step))
         choices = self.choose(x, logits, info)
         gate = jnp.where(jnp.any(jnp.isnan(logits), axis=-1, keepdims=True), jnp.nan, choices.gate)

@@ -34,7 +34,7 @@ class RoutingSums(NamedTuple):
     dropped_by_position: Float[Array, "*M P"]
     passed_through: Float[Array, "*M"]  # tokens none of whose choices got a slot
     probability_histogram: Float[Array, "*M Q"]  # router probabilities of chosen experts
-    importance: Float[Array, "*M E"]  # gates of each expert's choices, before drops
+    importance: Float[Array, "*M E"]  # gates of each expert's choices, before drops; 0 for null experts
     smooth_load: Float[Array, "*M E"] | None  # None: the router has none
     sequence_balance: Float[Array, "*M"] | None = None  # balance losses of single sequences; None: not measured
     sequences: Float[Array, "*M"] | None = None  # with valid tokens; likewise
@@ -136,8 +136,8 @@ def stats_of_layers(parts: Sequence[RoutingSums]) -> RoutingStats:
 
 
 def max_violation(assigned: Float[Array, "*M E"]) -> Float[Array, "*M"]:
-    """MaxVio of choices counted over any number of tokens: (largest load - mean load) / mean load; at 0 tokens -1."""
-    return jnp.max(_load(assigned), axis=-1) - 1
+    """MaxVio of choices counted over any number of tokens: (largest load - mean load) / mean load; of none, 0."""
+    return jnp.maximum(jnp.max(_load(assigned), axis=-1) - 1, 0)
 
 
 def _load(assigned: Float[Array, "*M E"]) -> Float[Array, "*M E"]:

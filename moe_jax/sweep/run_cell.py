@@ -2,14 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import logging
 
-from moe_jax.config.resolve import resolve
+from moe_jax.config.resolve import restore
 from moe_jax.sweep import failure
 from moe_jax.sweep.ledger import CELL, is_held, locked
 from moe_jax.train import workdir
@@ -25,7 +23,7 @@ def run_cell(directory: Path) -> int:
         cell = json.loads((directory / CELL).read_text())
         _share_compiled_programs(directory.parent.parent / "compiled")
         try:
-            run = resolve(unflatten(cell["fields"]), jax.device_count())
+            run = restore(cell["fields"], jax.device_count())
             if cell["twin"]:
                 adopt(directory.parent / cell["twin"], directory)
             return train(run, directory)
@@ -33,15 +31,6 @@ def run_cell(directory: Path) -> int:
             message = " ".join(str(error).split()) or type(error).__name__
             failure.record(directory, cell["fields"], message)
             raise
-
-
-def unflatten(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """{"model.d_model": 64} as {"model": {"d_model": 64}}."""
-    tree: dict[str, Any] = {}
-    for name, value in fields.items():
-        section, _, field = name.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[field] = value
-    return tree
 
 
 def adopt(twin: Path, directory: Path) -> None:

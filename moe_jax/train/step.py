@@ -30,7 +30,7 @@ class StepMetrics(NamedTuple):
     """What a step reports; every figure covers the whole batch."""
 
     loss: Float[Array, ""]  # cross-entropy, nats a token
-    balance_loss: Float[Array, ""]  # unweighted, summed over MoE layers, mean over micro-batches
+    balance_loss: Float[Array, ""]  # unweighted, summed over MoE layers, mean over micro-batches of any size
     z_loss: Float[Array, ""]  # likewise
     importance_loss: Float[Array, ""] | None  # likewise; None: of no weight
     load_loss: Float[Array, ""] | None  # likewise
@@ -38,7 +38,7 @@ class StepMetrics(NamedTuple):
     learning_rate: Float[Array, ""]
     routing: RoutingStats | None  # None: a dense model
     max_violation_micro_batch: Float[Array, "M"] | None  # mean over the MaxVio of each micro-batch; likewise
-    max_violation_window: Float[Array, "M"] | None  # MaxVio over the steps since the last logged one; likewise
+    max_violation_window: Float[Array, "M"] | None  # MaxVio since the last multiple of log.every; likewise
 
 
 class Losses(NamedTuple):

@@ -5,7 +5,7 @@ import re
 import pytest
 from configurations import FILES, load, nest, run_of
 
-from moe_jax.config.resolve import ConfigError, resolve
+from moe_jax.config.resolve import ConfigError, resolve, restore
 from moe_jax.config.schema import RunConfig, default_config, flatten, identity
 
 DEFAULTS = flatten(RunConfig())
@@ -133,7 +133,11 @@ def test_zero(name, experts):
 @pytest.mark.parametrize("name", sorted(ZERO_ALLOWED))
 def test_zero_where_it_has_a_meaning(name):
     derived = {"model.head_dim": 16, "moe.d_ff": 256}
-    needed = {"moe.router": "gshard", "moe.top_k": 2} if name == "moe.second_threshold" else {}
+    needed = (
+        {"moe.router": "gshard", "moe.top_k": 2, "moe.second_expert": "threshold"}
+        if name == "moe.second_threshold"
+        else {}
+    )
     assert flatten(run_of({**MOE, **needed, name: 0}))[name] == derived.get(name, 0)
 
 
@@ -184,8 +188,8 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ),
     # moe
     ({**MOE, "moe.router": "top_k", "moe.top_k": 5}, "moe.top_k=5 is more than moe.num_experts=4: ... lower moe.top_k"),
-    ({**MOE, "moe.top_k": 2}, "moe.top_k=2 with moe.router='switch', which is top-1: use moe.router='top_k'"),
-    ({**MOE, "moe.router": "gshard"}, "moe.top_k=1 with moe.router='gshard', which is top-2: use moe.router='top_k'"),
+    ({**MOE, "moe.top_k": 2}, "moe.top_k=2 with moe.router='switch', which is top-1: set moe.top_k=1, or use moe"),
+    ({**MOE, "moe.router": "gshard"}, "moe.top_k=1 with moe.router='gshard', which is top-2: set moe.top_k=2, or"),
     (
         {**BY_LAYER, "moe.num_experts_by_layer": (2, 4, 4)},
         "moe.num_experts_by_layer=(2, 4, 4) has 3 entries for 2 MoE layers: give one each",
@@ -207,7 +211,27 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         "moe.normalize_gates=True with moe.top_k_by_layer[0]=1 ... set it to False",
     ),
     ({**MOE, "moe.shared_d_ff": 8}, "moe.shared_d_ff=8 with moe.num_shared_experts=0, so nothing ...: set"),
-    ({**MOE, "moe.fine_grained": 3, "moe.d_ff": 8}, "moe.d_ff=8 is not a multiple of moe.fine_grained=3: use"),
+    (
+        {**MOE, "moe.fine_grained": 2},
+        "moe.fine_grained=2 with moe.router='switch', which is top-1 ...: use moe.",
+    ),
+    (
+        {**MOE, "moe.router": "gshard", "moe.top_k": 2, "moe.second_threshold": 0.5},
+        "moe.second_threshold=0.5 has no effect with moe.second_expert='always': leave it at 0.2, or set moe.second_e",
+    ),
+    ({**MOE, "moe.temperature": 1e-9}, "moe.temperature=1e-09 makes logits overflow: use 1e-06 or more"),
+    ({**MOE, "moe.final_temperature": 1e-9}, "moe.final_temperature=1e-09 makes logits overflow: use 1e-06 or more"),
+    ({**MOE, "moe.final_temperature": 1.0}, "moe.final_temperature=1.0 is moe.temperature: leave it at 0"),
+    (
+        {**EXPERT_CHOICE, "moe.balance_scope": "sequence"},
+        "moe.balance_scope='sequence' ... works only with 'micro",
+    ),
+    ({**SOFT, "moe.balance_scope": "sequence"}, "moe.balance_scope='sequence' ... works only with 'micro"),
+    ({**EXPERT_CHOICE, "moe.importance_loss": 0.1}, "moe.importance_loss=0.1 ... works only with 0.0: set"),
+    (
+        {**MOE, "moe.fine_grained": 3, "moe.router": "top_k", "moe.d_ff": 8},
+        "moe.d_ff=8 is not a multiple of moe.fine_grained=3: use",
+    ),
     ({**MOE, "moe.bias_steps": 5}, "moe.bias_steps=5 with moe.bias_rate=0, which has no balance bias: raise"),
     (
         {**MOE, "moe.bias_update": "proportional"},
@@ -221,17 +245,20 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ({**MOE, "moe.router": "hash", "moe.jitter": 0.1}, "moe.jitter=0.1 has no effect with moe.router='hash': leave it"),
     (
         {**MOE, "moe.router": "hash"},
-        "moe.balance_loss=0.01 with moe.router='hash', which has no use for it: set moe.ba",
+        "moe.balance_loss=0.01 with moe.router='hash', which works only with 0.0: set moe.ba",
     ),
     ({**MOE, "moe.load_loss": 0.1}, "moe.load_loss=0.1 has no effect ... or use one of noisy_top_k"),
     (
         {**MOE, "moe.router": "sinkhorn", "moe.bias_rate": 0.1},
         "moe.bias_rate=0.1 has no effect ...switch, gshard",
     ),
-    ({**MOE, "moe.router": "noisy_top_k"}, "moe.top_k=1 with moe.router='noisy_top_k' ... use 2 <= moe.top_k <"),
+    (
+        {**MOE, "moe.router": "noisy_top_k"},
+        "moe.top_k=1 with moe.router='noisy_top_k', whose single ...: use moe.top_k=2",
+    ),
     (
         {**MOE, "moe.router": "noisy_top_k", "moe.top_k": 4},
-        "moe.top_k=4 with moe.router='noisy_top_k' and moe.num_experts=4: ... use 2 <= moe.top_k <",
+        "moe.top_k=4 with moe.router='noisy_top_k' and moe.num_experts=4: ... raise moe.num_experts or lower moe.top_k",
     ),
     ({**MOE, "moe.temperature_steps": 9}, "moe.temperature_steps=9 without moe.final_temperature: set the temperature"),
     ({**GROUPS, "moe.expert_groups": 3}, "moe.num_experts=4 is not a multiple of moe.expert_groups=3: use"),
@@ -345,7 +372,7 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ),
     (
         {**EXPERT_CHOICE, "moe.balance_loss": 0.01},
-        "moe.balance_loss=0.01 with moe.router='expert_choice', which has no use for it: set moe.balance_loss=0.0",
+        "moe.balance_loss=0.01 with moe.router='expert_choice', which works only with 0.0: set moe.balance_loss=0.0",
     ),
     (
         {**EXPERT_CHOICE, "moe.drop_order": "priority"},
@@ -353,7 +380,7 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ),
     (
         {**SOFT, "moe.dispatcher": "capacity"},
-        "moe.dispatcher='capacity' with moe.router='soft', which has no use for it: set moe.dispatcher='einsum'",
+        "moe.dispatcher='capacity' with moe.router='soft', which works only with 'einsum': set moe.dispatcher='einsum'",
     ),
     (
         {**SOFT, "moe.eval_capacity_factor": 2.0},
@@ -387,14 +414,14 @@ def test_derived_fields():
     assert flatten(run_of(given)).items() >= given.items()
 
 
-def test_fine_grained_experts_are_more_of_a_smaller_size_once():
+def test_fine_grained_experts_are_more_of_a_smaller_size_and_only_once():
     fields = {"moe.num_experts": 4, "moe.router": "top_k", "moe.top_k": 2, "moe.d_ff": 12, "moe.num_shared_experts": 1}
     by_layer = {"model.num_layers": 2, "moe.num_experts_by_layer": (2, 4), "moe.top_k_by_layer": (1, 2)}
     run = run_of({**fields, **by_layer, "moe.fine_grained": 3})
     moe = run.moe
-    assert (moe.num_experts, moe.top_k, moe.d_ff, moe.fine_grained, moe.shared_d_ff) == (12, 6, 4, 1, 4)
+    assert (moe.num_experts, moe.top_k, moe.d_ff, moe.fine_grained, moe.shared_d_ff) == (12, 6, 4, 3, 4)
     assert (moe.num_experts_by_layer, moe.top_k_by_layer) == ((6, 12), (3, 6))
-    assert run_of(flatten(run)) == run
+    assert restore(json.loads(json.dumps(flatten(run)))) == run
 
 
 def test_one_device_takes_a_mesh_of_minus_one():

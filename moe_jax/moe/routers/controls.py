@@ -57,7 +57,8 @@ class Unlearned(Router):
 
 
 class Hash(Unlearned):
-    """A token's experts are fixed by its vocabulary index: those whose hashes of it are the highest.
+    """A token's experts are fixed by its vocabulary index: those whose hashes of it are the highest, in every layer the
+    same ones.
 
     The paper draws a table over the vocabulary before training. Here it is never stored: a hash of index and expert is
     as good as a draw.
@@ -71,11 +72,11 @@ class Hash(Unlearned):
 
 
 class Random(Unlearned):
-    """Uniform over the experts: drawn anew for each token in training; in evaluation hashed from its place in the group
-    and its vocabulary index, so that an evaluation can be repeated.
+    """Uniform over the experts: drawn anew for each token and layer in training; in evaluation hashed from its place in
+    the group and its vocabulary index, so that an evaluation can be repeated (then the same in every layer).
     """
 
-    paper: ClassVar[str] = "the control of Roller et al. 2021, section 4; uniform draws without replacement"
+    paper: ClassVar[str] = "no paper's: uniform draws without replacement, what any choice has to beat"
 
     def lots(self, info):
         """See `Unlearned.lots`."""

@@ -30,6 +30,7 @@ class ExpertChoice(Router):
     options: ClassVar[frozenset[str]] = Router.options | {"routed_scaling"}
     fixed_fields: ClassVar[Mapping[str, object]] = {
         "balance_loss": 0.0,
+        "balance_scope": "micro_batch",
         "importance_loss": 0.0,
         "drop_order": "position",
     }
@@ -44,8 +45,8 @@ class ExpertChoice(Router):
 
 
 def _top_tokens(score: Float[Array, "G T E"], valid: Bool[Array, "G T"], capacity: int) -> Bool[Array, "G T E"]:
-    """Which tokens are among each expert's `capacity` best valid ones. By logarithms: probabilities may underflow."""
+    """Which tokens are among each expert's `capacity` best, padding last. By logarithms: probabilities underflow."""
     score = jnp.where(valid[..., None], score, -jnp.inf)
     best_first = jnp.argsort(-score, axis=1, stable=True)
     place = jnp.argsort(best_first, axis=1)
-    return (place < capacity) & valid[..., None]
+    return place < capacity

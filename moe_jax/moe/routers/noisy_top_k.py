@@ -24,7 +24,7 @@ class NoisyTopK(Router):
 
     W_noise starts at zero, as in the paper, and W like that of any other router (the paper's starts at zero too). Noise
     is drawn where there are keys (training). The logits, for the z-loss, are those without noise; the probabilities are
-    the softmax of H.
+    the softmax of H. A temperature divides x W, not the noise.
     """
 
     paper: ClassVar[str] = "Shazeer et al. 2017, equations 3 to 5; smooth load: appendix A, equations 8 to 10"
@@ -40,11 +40,10 @@ class NoisyTopK(Router):
     @classmethod
     def check(cls, moe, top_k, num_experts):
         """See `Router.check`."""
-        if not cls.least_top_k <= moe.top_k < moe.num_experts:
+        if moe.top_k >= moe.num_experts:
             raise Violation(
-                f"{top_k}={moe.top_k} with moe.router='noisy_top_k' and {num_experts}={moe.num_experts}: a single gate "
-                "is the constant 1, and the load needs an expert that is not chosen: use "
-                f"{cls.least_top_k} <= {top_k} < {num_experts}"
+                f"{top_k}={moe.top_k} with moe.router='noisy_top_k' and {num_experts}={moe.num_experts}: its load "
+                f"needs an expert that is not chosen, raise {num_experts} or lower {top_k}"
             )
 
     @classmethod

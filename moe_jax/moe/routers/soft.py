@@ -69,7 +69,7 @@ class Soft(Router):
         if evaluated != trained:
             raise Violation(
                 f"moe.eval_capacity_factor={moe.eval_capacity_factor} gives {evaluated} slots with moe.router='soft', "
-                f"whose {trained} slots are trained: set it to moe.capacity_factor={moe.capacity_factor}"
+                f"whose {trained} slots are trained: give training, evaluation and every layer one capacity factor"
             )
 
     @classmethod

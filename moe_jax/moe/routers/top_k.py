@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from moe_jax.config.rules import Violation
+from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.router import Choices, Router, TokenInfo, draw_per_group, pick, second_keys
 from moe_jax.moe.routers.groups import best_groups
 
@@ -21,7 +23,7 @@ class TopK(Router):
     groups by these same sums (DeepSeek-V3); gates and probabilities never see the bias.
     """
 
-    paper: ClassVar[str] = "Shazeer et al. 2017, equations 3 and 5, without noise; OLMoE (Muennighoff et al. 2024)"
+    paper: ClassVar[str] = "raw: OLMoE (Muennighoff et al. 2024); divided: Shazeer et al. 2017, equations 3 and 5"
     options: ClassVar[frozenset[str]] = Router.options | {
         *("normalize_gates", "routed_scaling", "null_experts", "bias_rate"),
         *("expert_groups", "top_groups", "group_score"),
@@ -75,6 +77,9 @@ class Switch(TopK):
 class GShard(TopK):
     """The two most probable experts, gates divided by their sum. GLaM is routed so too.
 
+    Two things are as for all routers here, not as in the algorithm: the balance loss counts both choices (there: the
+    first), and slots go by `moe.drop_order` (there: "choice", which looks ahead).
+
     `moe.second_expert` keeps the second expert always, from the gate `moe.second_threshold` on, or at random with
     probability min(1, 2 * its gate) in training, always in evaluation.
     """
@@ -82,6 +87,16 @@ class GShard(TopK):
     paper: ClassVar[str] = "GShard (Lepikhin et al. 2020), algorithm 1"
     required_top_k: ClassVar[int | None] = 2
     options: ClassVar[frozenset[str]] = Router.options | {"bias_rate", "second_expert", "second_threshold"}
+
+    @classmethod
+    def check(cls, moe, top_k, num_experts):
+        """See `Router.check`."""
+        default = MoEConfig.second_threshold
+        if moe.second_threshold != default and moe.second_expert != "threshold":
+            raise Violation(
+                f"moe.second_threshold={moe.second_threshold} has no effect with moe.second_expert="
+                f"{moe.second_expert!r}: leave it at {default}, or set moe.second_expert='threshold'"
+            )
 
     def gates(self, log_scores):
         """See `TopK.gates`."""
