@@ -5,6 +5,7 @@
 prints the table. What the registries promise (`Router.causal`, `DropOrder.causal`) stands beside it.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -81,6 +82,7 @@ def cases() -> Iterator[Case]:
                     yield Case(name, top_k, order, dispatcher)
 
 
+@functools.cache
 def measure(moe: MoEConfig) -> Leak:
     """Routes random tokens twice, the second half of each group replaced the second time; the noise stays the same."""
     layer = MoELayer(D_MODEL, moe, fan_in_init(1.0), nnx.Rngs(params=0))

@@ -56,7 +56,7 @@ class MoEConfig:
     null_experts: int = 0  # further choices that lead nowhere: a token that takes one saves the computation
     expert_dropout: float = 0.0  # of the routed experts' hidden units, in training
     router: str = "switch"  # see moe_jax/moe/routers/
-    normalize_gates: bool = False  # divide the K gates by their sum (K > 1 only): a softmax over the chosen logits
+    normalize_gates: bool = False  # divide the K gates by their sum (K > 1 only)
     routed_scaling: float = 1.0  # multiplies the gates (DeepSeek-V2: 16, V3: 2.5)
     router_bias: bool = False  # a trained bias on the logits (GPT-OSS)
     router_dtype: str = "float32"  # of logits and softmax; bfloat16 only to reproduce how training diverges
@@ -80,7 +80,7 @@ class MoEConfig:
     balance_loss: float = 0.01  # weight of the load-balancing loss
     balance_scope: str = "micro_batch"  # tokens whose loads are balanced: micro_batch, sequence, global_batch (a step)
     importance_loss: float = 0.0  # weight of the importance loss (Shazeer et al. 2017)
-    load_loss: float = 0.0  # weight of the load loss, for noisy_top_k (likewise)
+    load_loss: float = 0.0  # weight of the load loss, for noisy_top_k (Shazeer et al. 2017)
     bias_rate: float = 0.0  # u of the auxiliary-loss-free balance bias (DeepSeek-V3: 0.001); 0: no bias
     bias_update: str = "sign"  # by the sign of a load's deviation from the mean, or "proportional" to it
     bias_steps: int = 0  # steps in which the bias moves, then it stays; 0: all

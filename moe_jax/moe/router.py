@@ -98,7 +98,7 @@ class Router(nnx.Module):
     causal_in_evaluation: ClassVar[bool] = True  # likewise, in evaluation
     fills_slots: ClassVar[bool] = False  # every slot is used and nothing is dropped: E * C / T experts a token
     options: ClassVar[frozenset[str]] = frozenset(  # fields of MoEConfig that some routers use, this one among them
-        {"jitter", "router_bias", "router_dtype", "temperature", "final_temperature", "z_loss"}
+        {"jitter", "router_bias", "router_dtype", "temperature", "final_temperature", "temperature_steps", "z_loss"}
     )
     fixed_fields: ClassVar[Mapping[str, object]] = {}  # other fields that it makes no use of: the value they must have
 

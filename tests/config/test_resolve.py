@@ -133,11 +133,8 @@ def test_zero(name, experts):
 @pytest.mark.parametrize("name", sorted(ZERO_ALLOWED))
 def test_zero_where_it_has_a_meaning(name):
     derived = {"model.head_dim": 16, "moe.d_ff": 256}
-    needed = (
-        {"moe.router": "gshard", "moe.top_k": 2, "moe.second_expert": "threshold"}
-        if name == "moe.second_threshold"
-        else {}
-    )
+    threshold = {"moe.router": "gshard", "moe.top_k": 2, "moe.second_expert": "threshold"}
+    needed = threshold if name == "moe.second_threshold" else {}
     assert flatten(run_of({**MOE, **needed, name: 0}))[name] == derived.get(name, 0)
 
 
@@ -213,7 +210,7 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ({**MOE, "moe.shared_d_ff": 8}, "moe.shared_d_ff=8 with moe.num_shared_experts=0, so nothing ...: set"),
     (
         {**MOE, "moe.fine_grained": 2},
-        "moe.fine_grained=2 with moe.router='switch', which is top-1 ...: use moe.",
+        "moe.fine_grained=2 with moe.router='switch', which is top-1, ...: use moe.",
     ),
     (
         {**MOE, "moe.router": "gshard", "moe.top_k": 2, "moe.second_threshold": 0.5},
@@ -232,6 +229,21 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         {**MOE, "moe.fine_grained": 3, "moe.router": "top_k", "moe.d_ff": 8},
         "moe.d_ff=8 is not a multiple of moe.fine_grained=3: use",
     ),
+    (
+        {**BY_LAYER, "moe.fine_grained": 2, "moe.num_experts_by_layer": (4, 8)},
+        "moe.num_experts=4 is not the largest of moe.num_experts_by_layer=(4, 8): set moe.num_experts=8",
+    ),
+    (
+        {**MOE, "moe.fine_grained": 2, "moe.router": "top_k", "moe.top_k": 9},
+        "moe.top_k=9 is more than moe.num_experts=4: a token",
+    ),
+    ({"moe.num_experts": -3, "moe.fine_grained": 2}, "moe.num_experts=-3 is negative: give 0 or more"),
+    ({"moe.top_k_by_layer": (1, 1)}, "moe.top_k_by_layer=(1, 1) with moe.num_experts=0, a dense model: set moe.num"),
+    (
+        {**SOFT, "model.num_layers": 2, "moe.capacity_factor": 1.25, "moe.capacity_factor_by_layer": (1.25, 0.5)},
+        "moe.eval_capacity_factor=1.25 gives 320 slots ... whose 128 ... every layer one capacity factor",
+    ),
+    ({**MOE, "moe.bias_rate": 1e39}, "moe.bias_rate=1e+39 is outside [0, 1]: choose a value inside"),
     ({**MOE, "moe.bias_steps": 5}, "moe.bias_steps=5 with moe.bias_rate=0, which has no balance bias: raise"),
     (
         {**MOE, "moe.bias_update": "proportional"},
@@ -384,7 +396,7 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ),
     (
         {**SOFT, "moe.eval_capacity_factor": 2.0},
-        "moe.eval_capacity_factor=2.0 gives 512 slots with moe.router='soft', whose 320 slots are trained: set it to",
+        "moe.eval_capacity_factor=2.0 gives 512 slots with moe.router='soft', whose 320 slots are trained: give",
     ),
     ({**MOE, "moe.expert_dropout": 1.0}, "moe.expert_dropout=1.0 is outside [0, 1): choose a value inside"),
     (mesh(data=2), "mesh.data=2 x ... x mesh.tensor=1 needs 2 devices and 8 are present: set one size to -1"),
