@@ -38,8 +38,8 @@ balance (one seed: their order is no result):
 LEAK = """*Leak*: the fraction of tokens in the first half of a group whose output changes when the second half is
 replaced; first in training, then in evaluation. Measured with random weights, groups of {tokens} tokens, {experts}
 experts and a capacity factor of {tight}, with the last dispatcher named above; `python -m moe_jax.analysis.causality`
-measures all. What leaks is allowed, with a warning: such a decoder is trained with a look at tokens that it will not have
-when it generates.
+measures all. What leaks is allowed, with a warning: such a decoder is trained with a look at tokens that it will not
+have when it generates.
 """
 COMMON = """These work with every router, unless its section says otherwise.
 """
