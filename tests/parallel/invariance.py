@@ -47,7 +47,7 @@ ROUTINGS = {
         "moe.eval_capacity_factor": 0.9, "moe.num_shared_experts": 1, "moe.expert_dropout": 0.2,
     },
 }  # fmt: skip
-OTHER_ROUTINGS = {  # on one mesh of each kind of axis only
+OTHER_ROUTINGS = {  # on one or two meshes, see test_invariance_routers.py
     "deepseek_v3": {
         "moe.router": "sigmoid", "moe.top_k": 4, "moe.expert_groups": 4, "moe.top_groups": 2,
         "moe.group_score": "top2", "moe.bias_rate": 0.001, "moe.routed_scaling": 2.5, "moe.normalize_gates": True,

@@ -1,4 +1,4 @@
-"""The first step of every other router on eight devices is that on one: draws, groups of tokens and biases included."""
+"""Two steps of every other router on eight devices are those on one: draws, groups of tokens and biases included."""
 
 import jax
 import pytest
@@ -6,14 +6,22 @@ from invariance import OTHER_ROUTINGS, ROUTINGS, assert_equal_to, make_run, trai
 
 from moe_jax.moe.routers import ROUTERS
 
-MESH = {"data": 2, "expert": 2, "tensor": 2}
+SPLIT_ALL_WAYS, MANY_COPIES = {"fsdp": 2, "expert": 2, "tensor": 2}, {"data": 4, "expert": 2}
 
 
-@pytest.mark.parametrize("routing", OTHER_ROUTINGS)
-def test_results_do_not_depend_on_the_mesh(routing):
+@pytest.mark.parametrize(
+    ("routing", "dispatcher", "mesh"),
+    [
+        *((routing, "capacity", SPLIT_ALL_WAYS) for routing in OTHER_ROUTINGS),
+        ("deepseek_v3", "einsum", MANY_COPIES),
+        ("random", "einsum", MANY_COPIES),
+    ],
+    ids=str,
+)
+def test_results_do_not_depend_on_the_mesh(routing, dispatcher, mesh):
     with jax.enable_x64(True):
-        runs = (make_run(mesh, routing, "capacity", "float64") for mesh in ({}, MESH))
-        expected, actual = (train(run, routing, 1) for run in runs)
+        runs = (make_run(sizes, routing, dispatcher, "float64") for sizes in ({}, mesh))
+        expected, actual = (train(run, routing, 2) for run in runs)
         assert_equal_to(expected, actual, 1e-9)
 
 
