@@ -1,13 +1,16 @@
 """What a handful of seeds supports: intervals of means, differences between points, and the Pareto front."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from scipy import stats
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-12  # relative: smaller residuals are float64's, not the runs'
 
 
 class Estimate(NamedTuple):
@@ -19,14 +22,19 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A pair of groups: mean of `first` minus mean of `second`, with its simultaneous interval."""
+    """A pair of points: mean of `first` minus mean of `second`, with its simultaneous interval."""
 
     first: int
     second: int
     mean: float
     low: float
     high: float
-    supported: bool
+    p_value: float  # adjusted for all pairs
+
+    @property
+    def supported(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.p_value < 1 - CONFIDENCE
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -46,25 +54,51 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def tukey(groups: Sequence[Sequence[float]]) -> list[Difference]:
-    """Tukey's honestly significant differences of all pairs, at 95% for all of them together.
+    """Tukey's honestly significant differences of all pairs, at 95% for all of them together; values are independent.
 
     Args:
-        groups: at least two groups of at least two finite values; their variance within groups is not zero.
+        groups: at least two groups of at least two finite values.
+
+    Returns:
+        One difference a pair; none where no group has two different values.
     """
+    if all(len(set(group)) == 1 for group in groups):
+        return []
     result = stats.tukey_hsd(*groups)
-    interval = result.confidence_interval(CONFIDENCE)
+    mean, p_value, (low, high) = result.statistic, result.pvalue, result.confidence_interval(CONFIDENCE)
     return [
-        Difference(
-            i,
-            j,
-            float(result.statistic[i, j]),
-            float(interval.low[i, j]),
-            float(interval.high[i, j]),
-            bool(result.pvalue[i, j] < 1 - CONFIDENCE),
-        )
-        for i in range(len(groups))
-        for j in range(i + 1, len(groups))
+        Difference(i, j, float(mean[i, j]), float(low[i, j]), float(high[i, j]), float(p_value[i, j]))
+        for i, j in itertools.combinations(range(len(groups)), 2)
     ]
+
+
+def blocked_tukey(losses: Float[np.ndarray, "P S"]) -> list[Difference]:
+    """Tukey's intervals of all pairs of points, at 95% for all of them together, blocked by seed.
+
+    The randomised complete block design: loss = point + seed + residual, the residual with (P - 1)(S - 1) degrees of
+    freedom, so that what a seed does to all points alike is no noise (Montgomery, Design and Analysis of Experiments,
+    section 4.1). With two points it is the paired t test.
+
+    Args:
+        losses: of at least two points over the same seeds, at least two of them; finite.
+
+    Returns:
+        One difference a pair; none where all differences are the same at every seed.
+    """
+    num_points, num_seeds = losses.shape
+    means = losses.mean(axis=1)
+    residuals = losses - means[:, None] - losses.mean(axis=0) + losses.mean()
+    if np.abs(residuals).max() <= ROUNDING * np.abs(losses).max():
+        return []
+    degrees = (num_points - 1) * (num_seeds - 1)
+    standard_error = math.sqrt(np.square(residuals).sum() / degrees / num_seeds)
+    half_width = standard_error * stats.studentized_range.ppf(CONFIDENCE, num_points, degrees)
+    differences = []
+    for i, j in itertools.combinations(range(num_points), 2):
+        mean = means[i] - means[j]
+        p_value = stats.studentized_range.sf(abs(mean) / standard_error, num_points, degrees)
+        differences.append(Difference(i, j, *map(float, (mean, mean - half_width, mean + half_width, p_value))))
+    return differences
 
 
 def pareto(costs: Sequence[float], losses: Sequence[float]) -> list[bool]:

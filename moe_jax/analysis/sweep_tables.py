@@ -8,9 +8,17 @@ import numpy as np
 from moe_jax.analysis.baseline import Saving, savings
 from moe_jax.analysis.cells import PointRuns, SweepResults
 from moe_jax.analysis.markdown import rows
-from moe_jax.analysis.seeds import Difference, estimate, tukey
+from moe_jax.analysis.seeds import Difference, blocked_tukey, estimate, tukey
 
 ALL_PAIRS_UP_TO = 15  # with more of them, only those with the best point and with the baseline are listed
+BLOCKED = (
+    "Points are compared seed by seed (blocked by seed, Tukey, 95% for all pairs together; it takes the differences of "
+    "any two points to scatter alike)."
+)
+NOT_BLOCKED = (
+    "Points are compared by their means alone, as not all have the same seeds (Tukey's HSD, 95% for all pairs "
+    "together; it takes seeds to scatter alike at every point)."
+)
 
 
 def best(points: Sequence[PointRuns]) -> PointRuns | None:
@@ -70,7 +78,10 @@ def _about_intervals(sweep: SweepResults) -> str:
 
 
 def differences(sweep: SweepResults, against: Sequence[PointRuns | None] | None) -> list[str]:
-    """Tukey's test of all pairs of points that have at least two seeds, none of them diverged."""
+    """Tukey's test of all pairs of points that have at least two seeds, none of them diverged.
+
+    Blocked by seed where all these points have the same seeds: runs of one seed have the same data order.
+    """
     heading = "## Which differences the seeds support"
     diverged = [point.label for point in sweep.points if point.runs and not point.comparable]
     notes = [f"Left out because a run of theirs diverged: {'; '.join(diverged)}."] if diverged else []
@@ -80,14 +91,16 @@ def differences(sweep: SweepResults, against: Sequence[PointRuns | None] | None)
         return [heading, "Nothing can be said: it takes two points of two finished seeds each.", *notes]
     if single:
         notes.append(f"Left out because one seed says nothing about chance: {'; '.join(single)}.")
-    if all(len(set(point.losses)) == 1 for point in tested):
-        return [heading, "Nothing can be said: the seeds of a point do not differ in held-out loss.", *notes]
-    pairs = tukey([point.losses for point in tested])
+    blocked = len({tuple(point.runs) for point in tested}) == 1
+    losses = [point.losses for point in tested]
+    pairs = blocked_tukey(np.array(losses)) if blocked else tukey(losses)
+    if not pairs:
+        return [heading, "Nothing can be said: differences between points do not scatter over seeds.", *notes]
     supported = sum(pair.supported for pair in pairs)
     return [
         heading,
         f"The seeds support a difference in held-out loss for {supported} of {len(pairs)} pairs of points, and for no "
-        "other (Tukey's HSD, 95% for all pairs together; it takes seeds to scatter alike at every point).",
+        f"other. {BLOCKED if blocked else NOT_BLOCKED}",
         *_pairs(sweep, tested, pairs, against),
         *notes,
     ]
@@ -108,7 +121,7 @@ def _pairs(
         if second in references[first]:
             listed.append(pair)
         elif first in references[second]:
-            listed.append(Difference(pair.second, pair.first, -pair.mean, -pair.high, -pair.low, pair.supported))
+            listed.append(Difference(pair.second, pair.first, -pair.mean, -pair.high, -pair.low, pair.p_value))
         elif len(pairs) <= ALL_PAIRS_UP_TO or not pair.supported:
             listed.append(pair)
     listed.sort(key=lambda pair: (not pair.supported, -abs(pair.mean)))

@@ -22,7 +22,7 @@ def table(path, heading):
 @pytest.fixture
 def grid(tmp_path):
     """Two axes and two seeds; one cell failed, one is pending. The last losses are multiples of 1/100."""
-    losses = {(1.0, 0): (2.00, 2.02), (1.0, 8): (1.50, 1.52), (2.0, 0): (2.00, 2.02), (2.0, 8): (1.40,)}
+    losses = {(1.0, 0): (2.00, 2.02), (1.0, 8): (1.50, 1.52), (2.0, 0): (2.02, 2.00), (2.0, 8): (1.40,)}
     cells = [
         cell(
             tmp_path,
@@ -80,22 +80,43 @@ def test_the_summary_counts_cells_and_the_unfinished_are_listed(grid, tmp_path):
 
 def test_differences_are_told_apart_from_what_seeds_do_alone(grid, tmp_path):
     path = write_report(tmp_path, "Grid", grid, None)
-    # Three points have two seeds, each of variance 0.0002: a standard error of 0.01; q(3 groups, 3 degrees) = 5.91.
+    # Three points have two seeds. Residuals: four of 1/150 and two of 1/75, 2 degrees of freedom; a standard error of
+    # 0.01155; q(3 points, 2 degrees) = 8.331.
     by_pair = {(row["point"], row["against"]): row for row in table(path, "Which differences the seeds support")}
     dense, dense_2 = "capacity_factor=1.0, num_experts=0", "capacity_factor=2.0, num_experts=0"
     sparse = "capacity_factor=1.0, num_experts=8"
     assert set(by_pair) == {(dense, sparse), (dense_2, sparse), (dense, dense_2)}
     assert (by_pair[dense, sparse]["difference"], by_pair[dense, sparse]["supported"]) == ("+0.5000", "yes")
-    assert by_pair[dense, sparse]["95% interval"] == "+0.4409 to +0.5591"
+    assert by_pair[dense, sparse]["95% interval"] == "+0.4038 to +0.5962"
     assert (by_pair[dense, dense_2]["difference"], by_pair[dense, dense_2]["supported"]) == ("+0.0000", "**no**")
     text = section(path, "Which differences the seeds support")
-    assert "for 2 of 3 pairs of points, and for no other" in text
+    assert "for 2 of 3 pairs of points, and for no other. Points are compared seed by seed (blocked by seed" in text
     assert "Left out because one seed says nothing about chance: capacity_factor=2.0, num_experts=8." in text
+
+
+def test_points_are_compared_seed_by_seed_until_one_of_them_lacks_a_seed(tmp_path):
+    losses = {0: (2.00, 2.10, 2.20), 4: (1.97, 2.08, 2.18)}
+    cells = [cell(tmp_path, {EXPERTS: e}, s, [3.0, v]) for e, vs in losses.items() for s, v in enumerate(vs)]
+    heading = "Which differences the seeds support"
+    path = write_report(tmp_path, "Same seeds", cells, None)
+    assert [row["supported"] for row in table(path, heading)] == ["yes"]
+    assert "compared seed by seed (blocked by seed, Tukey, 95%" in section(path, heading)
+    path = write_report(tmp_path, "One failed", [*cells[:-1], cells[-1]._replace(status="failed")], None)
+    assert [row["supported"] for row in table(path, heading)] == ["**no**"]
+    assert "compared by their means alone, as not all have the same seeds (Tukey's HSD, 95%" in section(path, heading)
+
+
+def test_as_many_seeds_are_not_the_same_seeds(tmp_path):
+    cells = [cell(tmp_path, {EXPERTS: e}, s, [2.0 + s / 10 + e * s / 99]) for e, s in ((0, 0), (0, 1), (4, 1), (4, 2))]
+    path = write_report(tmp_path, "Shifted", cells, None)
+    assert "by their means alone" in section(path, "Which differences the seeds support")
 
 
 def test_many_pairs_are_cut_to_those_with_the_best_and_the_baseline(tmp_path):
     losses = [2.0, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4]
-    cells = [cell(tmp_path, {"x.y": i}, s, [loss + 0.01 * s]) for i, loss in enumerate(losses) for s in (0, 1)]
+    cells = [
+        cell(tmp_path, {"x.y": i}, s, [loss + (-1) ** (i + s) / 200]) for i, loss in enumerate(losses) for s in (0, 1)
+    ]
     heading = "Which differences the seeds support"
     rows = table(write_report(tmp_path / "a", "Many", cells, None), heading)
     assert {(row["point"], row["against"]) for row in rows} == {(f"y={i}", "y=6") for i in range(6)}
@@ -123,12 +144,12 @@ def test_from_one_seed_nothing_is_concluded(tmp_path):
 def test_seeds_that_change_nothing_are_not_tested(tmp_path):
     cells = [cell(tmp_path, {EXPERTS: e}, s, [3.0, 2.0 - e / 10]) for e in (0, 4) for s in (0, 1)]
     text = section(write_report(tmp_path, "Same", cells, None), "Which differences the seeds support")
-    assert "the seeds of a point do not differ" in text
+    assert "differences between points do not scatter over seeds" in text
     assert "| point |" not in text
 
 
 def test_a_diverged_point_is_named_and_never_best(tmp_path):
-    losses = {0: (2.0, 2.1), 4: (1.8, 1.9), 8: (1.0, None)}
+    losses = {0: (2.0, 2.1), 4: (1.81, 1.89), 8: (1.0, None)}
     cells = [cell(tmp_path, {EXPERTS: e}, s, [3.0, v]) for e, vs in losses.items() for s, v in enumerate(vs)]
     path = write_report(tmp_path, "Diverged", cells, {EXPERTS: 0})
     rows = table(path, "Results")
