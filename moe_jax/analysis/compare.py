@@ -82,7 +82,7 @@ def table(result: dict[str, Any]) -> str:
         ["run", "parameters", "FLOPs a token", "held-out loss", "bits per byte", "dropped", "MaxVio", "tokens/s"],
         [[name, *_results(row)] for name, row in runs.items()],
     )
-    means = "Means over MoE layers: the dropped fraction of the last training step, MaxVio of the last log.every steps."
+    means = "Means over MoE layers: the dropped fraction of the last training step, MaxVio of the last steps together."
     lines += ["", means, ""]
     lines += [f"To the held-out loss of {result['baseline']} at its end, {result['loss']:.4f} nats a token:", ""]
     lines += rows(

@@ -84,7 +84,7 @@ class Totals:
 
 
 def summary(run: RunConfig, totals: Totals, last: dict[str, float], evaluation: Evaluation) -> dict[str, Any]:
-    """The content of summary.json; `max_violation` is that over the window of the last log."""
+    """The content of summary.json; `max_violation` is that of the last steps together, see `StepMetrics`."""
     counts = count(run)
     return {
         "steps": totals.steps,
