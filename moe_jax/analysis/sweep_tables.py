@@ -38,8 +38,9 @@ def results(sweep: SweepResults) -> list[str]:
         "## Results",
         "\n".join(rows([*header, "seconds a step"], body)),
         "Means over seeds. Held-out loss in nats a token at the end of training; dropped fraction of the last training "
-        "step and MaxVio of the last steps together (log.every of them, or what remains of train.steps after its last multiple), means over MoE layers; seconds of training, without "
-        "compilation and evaluation. " + _about_intervals(sweep),
+        "step and MaxVio of the last steps together (log.every of them, or what remains of train.steps after its last "
+        "multiple), means over MoE layers; seconds of training, without compilation and evaluation. "
+        + _about_intervals(sweep),
     ]
 
 
