@@ -1,9 +1,9 @@
-"""Benchmarks as ratios within one run: candidates take turns, medians of their paired ratios are reported.
+"""Benchmarks as ratios within one run: candidates take turns in shuffled order, paired ratios are reported.
 
     python experiments/benchmark.py --suite=layer --workdir=runs/benchmark
 
 layer: forward and backward pass of a whole MoE layer over its expert matmuls alone.
-routers: the whole layer with every router over that with plain top-k routing.
+routers: the whole layer with every file of configs/routers/, its losses included, over that with plain top-k routing.
 parallel: eight fake devices against one on the same work, and more experts at the same work; start it with
 XLA_FLAGS=--xla_force_host_platform_device_count=8 in the environment.
 

@@ -15,7 +15,7 @@ from moe_jax.config.schema import MeshConfig, MoEConfig
 from moe_jax.models.decoder import fan_in_init
 from moe_jax.moe.balance import balance_loss
 from moe_jax.moe.layer import MoELayer
-from moe_jax.moe.router import TokenInfo, plain_tokens
+from moe_jax.moe.router import plain_tokens
 from moe_jax.moe.stats import routing_stats
 from moe_jax.parallel.mesh import make_mesh
 
@@ -59,13 +59,12 @@ def build(case: LayerCase, dispatcher: str) -> tuple[MoELayer, Float[Array, "1 T
     return layer, x
 
 
-def whole_layer(layer: MoELayer, x: Float[Array, "1 T D"], info: TokenInfo | None = None):
+def whole_layer(layer: MoELayer, x: Float[Array, "1 T D"]):
     """A jitted forward and backward pass of the whole layer: gradients of its weights and of x."""
     graphdef, weights = nnx.split(layer)
-    info = plain_tokens(x.shape[:2]) if info is None else info
 
     def loss(weights, x):
-        y, sums = nnx.merge(graphdef, weights)(x, info, True)
+        y, sums = nnx.merge(graphdef, weights)(x, plain_tokens(x.shape[:2]), True)
         return jnp.sum(jnp.square(y)) + balance_loss(sums)
 
     return _compiled(_on_one_device(loss), weights, x)

@@ -6,12 +6,11 @@ python -m moe_jax.analysis.router_docs > docs/routers.md
 import dataclasses
 import inspect
 import re
-import runpy
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from moe_jax.analysis.causality import EXPERTS, TIGHT, TOKENS, Case, measure
 from moe_jax.analysis.markdown import rows
+from moe_jax.analysis.router_configs import router_configs
 from moe_jax.config.resolve import ConfigError, resolve
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.dispatch import DISPATCHERS
@@ -19,7 +18,6 @@ from moe_jax.moe.plan import DROP_ORDERS
 from moe_jax.moe.router import Router
 from moe_jax.moe.routers import ROUTERS
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "routers"
 BALANCING = ("balance_loss", "importance_loss", "load_loss", "bias_rate", "z_loss")
 HEADER = """# Routers
 
@@ -155,8 +153,7 @@ def _fields(router: type[Router]) -> list[str]:
 
 def _config_files(name: str) -> list[str]:
     """Files of configs/routers/ with this router."""
-    routed_by = lambda path: runpy.run_path(str(path))["get_config"]().moe.router
-    return [path.name for path in sorted(CONFIGS.glob("*.py")) if routed_by(path) == name]
+    return [f"{file}.py" for file, moe in router_configs().items() if moe.router == name]
 
 
 def _meanings() -> dict[str, str]:
