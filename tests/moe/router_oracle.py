@@ -13,6 +13,7 @@ class Expected(NamedTuple):
     gate: np.ndarray  # [G, T, K]
     probabilities: np.ndarray  # [G, T, N]
     smooth_load: np.ndarray  # [G, T, N]; zeros but for noisy_top_k
+    logits: np.ndarray  # [G, T, N], without noise
 
 
 def softmax(logits):
@@ -90,6 +91,6 @@ def route(moe: MoEConfig, weights, x, valid, noise, step, train) -> Expected:
             if moe.router == "sinkhorn" and train:
                 chosen = best(assignment[t], moe.top_k)
                 row = (chosen, softmax(logits[t])[chosen], *row[2:])
-            rows.append(row)
+            rows.append((*row, logits[t]))
     shaped = [np.array(column).reshape(*x.shape[:2], -1) for column in zip(*rows, strict=True)]
     return Expected(*shaped)

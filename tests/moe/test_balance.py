@@ -82,13 +82,14 @@ def test_statistics_of_a_layer_without_choices_are_zero_not_nan():
 
 def test_the_dropped_fraction_is_of_choices_that_the_router_wants():
     """Four equal tokens, one slot an expert, a second choice wanted for the first token alone."""
-    logits = jnp.log(jnp.array([[[0.7, 0.2, 0.1]] * 4]))
-    expert, gate = jnp.array([[[0, 1]] * 4]), jnp.array([[[0.7, 0.2]] * 4])
+    logits = jnp.log(jnp.array([[[0.72, 0.18, 0.1]] * 4]))
+    expert, gate = jnp.array([[[0, 1]] * 4]), jnp.array([[[0.72, 0.18]] * 4])
     wanted = jnp.array([[[True, True], [True, False], [True, False], [True, False]]])
     routing = Routing(expert, gate, wanted, jnp.ones((1, 4), bool), jax.nn.softmax(logits), logits)
     sums = routing_sums(routing, make_plan(routing, 1, "position"))
     stats = routing_stats(jax.tree.map(lambda x: x[None], sums))
     np.testing.assert_array_equal(sums.assigned, [4, 4, 0])
+    np.testing.assert_array_equal(sums.probability_histogram, 4 * (np.eye(20)[14] + np.eye(20)[3]))  # of all choices
     np.testing.assert_allclose(stats.dropped, [3 / 5])
     np.testing.assert_allclose(stats.dropped_by_rank, [[3 / 4, 0]])
     np.testing.assert_allclose(stats.dropped_by_position, [[0, 0, 1, 0, 1, 0, 1, 0]])

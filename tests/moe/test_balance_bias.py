@@ -9,7 +9,7 @@ from moe_jax.moe.stats import max_violation
 
 
 def move(bias, assigned, step=0, **fields):
-    moe = MoEConfig(num_experts=len(np.atleast_1d(assigned)), bias_rate=0.5, **fields)
+    moe = MoEConfig(num_experts=np.shape(assigned)[-1] - fields.get("null_experts", 0), bias_rate=0.5, **fields)
     return np.asarray(updated_bias(jnp.asarray(bias), jnp.asarray(assigned), jnp.int32(step), moe))
 
 
@@ -18,6 +18,10 @@ def test_by_hand():
     np.testing.assert_array_equal(move([0.0, 1, 2, 3], [1.0, 3, 5, 3]), [0.5, 1, 1.5, 3])
     proportional = move([0.0, 1, 2, 3], [1.0, 3, 5, 3], bias_update="proportional")
     np.testing.assert_allclose(proportional, [0.5 * 2 / 3, 1, 2 - 0.5 * 2 / 3, 3], rtol=1e-6)
+
+
+def test_null_experts_have_a_bias_that_moves_too():
+    np.testing.assert_array_equal(move([0.0, 1, 2, 3], [5.0, 3, 1, 3], null_experts=2), [-0.5, 1, 2.5, 3])
 
 
 @pytest.mark.parametrize("update", ["sign", "proportional"])
@@ -48,5 +52,6 @@ def test_it_moves_in_the_first_steps_only(steps, moving):
 
 
 def test_max_violation_by_hand():
-    # Means 3 and 2: (5 - 3) / 3, and balance.
-    np.testing.assert_allclose(max_violation(jnp.array([[1.0, 3, 5], [2, 2, 2]])), [2 / 3, 0], rtol=1e-6)
+    # Means 3 and 2: (7 - 3) / 3, and balance; no choices.
+    loads = jnp.array([[1.0, 1, 7], [2, 2, 2], [0, 0, 0]])
+    np.testing.assert_allclose(max_violation(loads), [4 / 3, 0, 0], rtol=1e-6)

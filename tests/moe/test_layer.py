@@ -108,10 +108,14 @@ def test_padding_takes_no_slot_and_counts_in_no_statistic():
 
 def test_a_group_may_span_sequences_and_groups_do_not_see_each_other():
     x, _, _ = inputs()
-    moe = config(top_k=2, router="top_k", group_size=2 * T)
+    moe = config(top_k=2, router="top_k", group_size=2 * T, balance_scope="sequence")
     x = np.concatenate([x, x[:1] + 1])  # 4 sequences, 2 groups
     layer = make_layer(moe, D)
-    y, _ = apply(layer, x)
+    y, sums = apply(layer, x)
+    p = np.array(jax.nn.softmax(x @ layer.router.weight[...]))
+    f = np.mean(p >= np.sort(p)[..., -2:-1], axis=1) / 2
+    np.testing.assert_allclose(sums.sequence_balance, E * np.sum(f * p.mean(axis=1)), rtol=1e-9)
+    assert sums.sequences == 4
     changed = x.copy()
     changed[3] *= -1
     y_changed, _ = apply(layer, changed)

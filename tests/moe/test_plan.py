@@ -38,6 +38,13 @@ def test_who_gets_a_slot(order, in_slot):
     np.testing.assert_array_equal(plan.kept()[0], np.reshape(slot_of, (4, 2)) < 6)
 
 
+def test_priority_goes_by_the_first_choice_not_by_the_most_probable_expert():
+    """A balance bias may have moved the choice of the first token from expert 1."""
+    routing = routing_of([[0], [0]], [0.1, 0.6], 2)
+    routing = routing._replace(probabilities=jnp.array([[[0.1, 0.9], [0.6, 0.4]]]))
+    np.testing.assert_array_equal(make_plan(routing, 1, "priority").choice_in_slot[0], [1, 2])
+
+
 def test_all_tokens_to_one_expert():
     plan = make_plan(routing_of([[1]] * 5, [0.5] * 5, 2), 2, "position")
     np.testing.assert_array_equal(plan.choice_in_slot[0], [5, 5, 0, 1])

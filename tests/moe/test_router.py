@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,13 +83,17 @@ def test_top_k_divides_by_the_sum_of_the_chosen_only_when_told():
 
 
 def test_gshard_threshold_keeps_second_experts_from_the_gate_on():
-    x = x_of()
-    always = route(MoEConfig(num_experts=E, router="gshard", top_k=2), x)
-    some = route(MoEConfig(num_experts=E, router="gshard", top_k=2, second_expert="threshold", second_threshold=0.4), x)
+    x = x_of().at[0, :3].set(0)  # tokens that are as sure of both
+    moe = MoEConfig(num_experts=E, router="gshard", top_k=2)
+    always = route(moe, x)
+    some, ties = (
+        route(dataclasses.replace(moe, second_expert="threshold", second_threshold=size), x) for size in (0.4, 0.5)
+    )
     assert np.all(always.wanted)
     np.testing.assert_array_equal(some.wanted[..., 0], True)
     np.testing.assert_array_equal(some.wanted[..., 1], np.asarray(always.gate[..., 1]) >= 0.4)
     assert 0 < np.mean(some.wanted[..., 1]) < 1
+    np.testing.assert_array_equal(ties.wanted[..., 1].ravel().nonzero()[0], [0, 1, 2])
 
 
 def test_gshard_random_keeps_second_experts_in_proportion_to_twice_their_gate():
@@ -124,14 +130,13 @@ def test_a_choice_let_go_by_the_router_is_neither_dispatched_nor_dropped():
 
 def test_jitter_scales_the_routers_input_within_its_bounds_and_only_with_keys():
     moe = MoEConfig(num_experts=E, router="switch", jitter=0.1)
-    x = jnp.zeros((2, 50, D)).at[..., 0].set(1)
-    weight = jnp.zeros((D, E)).at[0, 0].set(1)  # logit 0 is the jittered first feature
+    x, weight = jnp.ones((2, 50, D)), jnp.eye(D, E)  # each logit is a jittered feature
     keys = jax.random.split(jax.random.key(1), 2)
-    noisy = np.asarray(route(moe, x, weight, keys).logits[..., 0])
+    noisy = np.asarray(route(moe, x, weight, keys).logits)
     assert noisy.min() >= 0.9 and noisy.max() <= 1.1 and noisy.std() > 0.04
-    assert not np.array_equal(noisy[0], noisy[1])
-    np.testing.assert_array_equal(route(moe, x, weight).logits[..., 0], 1)
-    np.testing.assert_array_equal(noisy, route(moe, x, weight, keys).logits[..., 0])
+    assert len(np.unique(noisy)) > 0.99 * noisy.size  # a draw for each feature of each token of each group
+    np.testing.assert_array_equal(route(moe, x, weight).logits, 1)
+    np.testing.assert_array_equal(noisy, route(moe, x, weight, keys).logits)
 
 
 def test_the_router_computes_in_float32_whatever_the_model_does():

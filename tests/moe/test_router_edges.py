@@ -11,9 +11,11 @@ from one_device import apply, make_layer, on_one_device
 
 from moe_jax.config import MoEConfig
 from moe_jax.models.decoder import fan_in_init
+from moe_jax.moe.balance import auxiliary_losses, sequence_balance
 from moe_jax.moe.dispatch import DISPATCHERS
-from moe_jax.moe.router import TokenInfo
+from moe_jax.moe.router import TokenInfo, pick, plain_tokens
 from moe_jax.moe.routers import ROUTERS
+from moe_jax.moe.routers.controls import hash_words
 
 E = 4
 LEARNED = [
@@ -79,7 +81,23 @@ def test_extreme_logits_leave_gates_probabilities_and_gradients_finite(name, top
         assert routing.expert[0, 2, 0] == 1
 
 
-@pytest.mark.parametrize(("name", "top_k", "fields"), LEARNED)
+def test_noise_of_a_deviation_that_underflows_leaves_load_and_gradients_finite():
+    """Softplus of -200 is zero in float32."""
+    moe = config("noisy_top_k", 2)
+    graphdef, state = nnx.split(ROUTERS["noisy_top_k"](1, moe, fan_in_init(1.0), nnx.Rngs(params=0)))
+    state["weight"][...], state["noise"][...] = jnp.array([[3.0, 2, 2, 1]]), jnp.full((1, E), -200.0)
+    info = plain_tokens((1, 1))
+
+    def load(state):
+        smooth = nnx.merge(graphdef, state)(jnp.ones((1, 1, 1)), info).smooth_load
+        return smooth[0, 0, 0] + 2 * smooth[0, 0, 1], smooth
+
+    gradient, smooth = jax.jit(jax.grad(on_one_device(load), has_aux=True))(state)
+    np.testing.assert_allclose(smooth, [[[1, 0.5, 0.5, 0]]])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(("name", "top_k", "fields"), [*LEARNED, ("expert_choice", 2, {})])
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_nan_logit_makes_every_gate_of_its_token_nan_and_of_no_other(name, top_k, fields, sign):
     """A NaN of either sign, wherever the sorting puts it."""
@@ -92,12 +110,32 @@ def test_a_nan_logit_makes_every_gate_of_its_token_nan_and_of_no_other(name, top
     def gates(state):
         router = nnx.merge(graphdef, state)
         router.logits = lambda x, step: jnp.broadcast_to(poisoned, (1, *poisoned.shape))
-        info = TokenInfo(jnp.zeros((1, 3), jnp.int32), jnp.ones((1, 3), bool), None, jnp.int32(0), True)
+        info = TokenInfo(jnp.zeros((1, 3), jnp.int32), jnp.ones((1, 3), bool), None, jnp.int32(0), True, capacity=1)
         return router(jnp.asarray(x)[None], info).gate
 
     gate = on_one_device(gates)(state)
     assert np.all(np.isnan(gate[0, 1]))
     assert np.all(np.isfinite(gate[0, [0, 2]]))
+
+
+@pytest.mark.parametrize("dispatcher", DISPATCHERS)
+@pytest.mark.parametrize("name", ["top_k", "expert_choice"])
+def test_a_nan_logit_makes_the_output_of_its_token_nan_slot_or_not_and_of_no_other(name, dispatcher):
+    """One slot an expert: the poisoned tokens, the first and the last of a group, cannot both have one."""
+    moe = MoEConfig(
+        num_experts=2, router=name, d_ff=4, activation="relu", group_size=6, capacity_factor=1 / 3,
+        dispatcher=dispatcher,
+    )  # fmt: skip
+    poisoned = jnp.zeros((2, 6, 2)).at[0, ::5, 1].set(jnp.nan)
+    graphdef, state = nnx.split(make_layer(moe, 3))
+
+    def output(state, x):
+        layer = nnx.merge(graphdef, state)
+        layer.router.logits = lambda x, step: poisoned
+        return layer(x, plain_tokens(x.shape[:2]), True)[0]
+
+    y = jax.jit(on_one_device(output))(state, jnp.ones((2, 6, 3)))
+    np.testing.assert_array_equal(np.isnan(y), np.broadcast_to(np.isnan(poisoned[..., 1:]), y.shape))
 
 
 @pytest.mark.parametrize(("name", "top_k", "fields"), ALL)
@@ -143,6 +181,23 @@ def test_the_balance_bias_moves_the_choice_and_leaves_the_gate(name, scores):
     assert chosen([0.0, gap - 0.01, 0]) == (0, pytest.approx(scores[0]))
     assert chosen([0.0, gap + 0.01, 0]) == (1, pytest.approx(scores[1]))
     assert chosen([-0.9, -0.9, 0]) == (2, pytest.approx(scores[2]))
+
+
+def test_the_sequence_loss_counts_the_most_probable_expert_not_the_one_that_the_bias_chose():
+    """DeepSeek-V3, equation 18. The sigmoids of 1, 1/2, 0 and -1 add up to 2.122, of which 0.731 is the first."""
+    moe = config("sigmoid", 1, {"bias_rate": 0.001})
+    routing = route(moe, [[1.0, 0.5, 0, -1]] * 4, balance_bias=[0.0, 0, 0, 5])
+    np.testing.assert_array_equal(routing.expert, 3)
+    np.testing.assert_allclose(sequence_balance(routing, 1), [1.378, 1], rtol=1e-3)
+
+
+def test_pick_sees_the_chosen_values_alone():
+    values, expert = jnp.array([[[2.0, jnp.nan, -jnp.inf]]]), jnp.array([[[0, 3]]])
+    np.testing.assert_array_equal(jax.jit(pick)(values, expert), [[[2, 0]]])
+    with jax.disable_jit():  # inside a fusion XLA may take 0 * inf for 0
+        np.testing.assert_array_equal(pick(values, expert), [[[2, 0]]])
+    gradient = jax.grad(lambda values: jnp.sum(pick(values, expert)))(values)
+    np.testing.assert_array_equal(gradient, [[[1, 0, 0]]])
 
 
 # Three groups of two experts. The best expert is in the first group, the best pair in the second.
@@ -192,6 +247,9 @@ def test_the_mass_of_null_experts_is_lost():
     np.testing.assert_allclose(y[0], gates[:, :1] * out(0) + gates[:, 1:] * out(1), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(sums.assigned, [2, 2, 2])
     np.testing.assert_array_equal(sums.wanted_by_rank, [3, 1])
+    np.testing.assert_allclose(sums.importance, [11 / 9, 1, 0], rtol=1e-5)
+    losses = auxiliary_losses(dataclasses.replace(moe, importance_loss=1.0), [jax.tree.map(lambda s: s[None], sums)])
+    np.testing.assert_allclose(losses.importance, 0.01, rtol=1e-4)  # mean 10/9, deviation 1/9
     assert sums.dropped_by_rank.sum() == 0
 
 
@@ -218,6 +276,13 @@ def test_a_hash_depends_on_the_token_id_alone_and_is_balanced(top_k):
     assert_uniform(np.asarray(one.expert[0]), top_k)
     np.testing.assert_allclose(one.gate, 1 / top_k)
     np.testing.assert_array_equal(one.wanted, True)
+
+
+def test_hashes_are_the_same_in_every_run():
+    np.testing.assert_array_equal(hash_words(jnp.arange(3)), [3758135754, 1416202813, 4056694831])
+    np.testing.assert_array_equal(hash_words(*2 * [jnp.arange(3)]), [3893275874, 2438274016, 3273864542])
+    expert = route(config("hash", 3, num_experts=8), np.zeros((4, 8)), ids=range(4)).expert
+    np.testing.assert_array_equal(expert, [[[3, 2, 6], [0, 3, 1], [7, 1, 2], [5, 2, 4]]])
 
 
 def assert_uniform(expert, top_k, experts=8):

@@ -12,6 +12,7 @@ from moe_jax.config import MoEConfig
 from moe_jax.models.decoder import fan_in_init
 from moe_jax.moe.router import TokenInfo
 from moe_jax.moe.routers import ROUTERS
+from moe_jax.moe.routers.sinkhorn import balancing_offsets
 
 G, T, D, E = 2, 6, 4, 8
 STEP = 30
@@ -35,7 +36,10 @@ CASES = {  # moe, train
     "gshard, balance bias": (config("gshard", 2, bias_rate=0.001), True),
     "raw": (config(top_k=3, routed_scaling=3.0), True),
     "normalized, trained bias": (config(top_k=3, normalize_gates=True, router_bias=True), True),
-    "temperature": (config(temperature=2.0, final_temperature=0.5, temperature_steps=41), True),
+    "temperature, trained bias": (
+        config(router_bias=True, temperature=2.0, final_temperature=0.5, temperature_steps=41),
+        True,
+    ),
     "temperature at its end": (config(temperature=2.0, final_temperature=0.5, temperature_steps=11), True),
     "DeepSeek-V2": (config(top_k=3, **DEEPSEEK_V2), True),
     "softmax by two of a group": (config(top_k=3, **DEEPSEEK_V2, group_score="top2"), True),
@@ -93,12 +97,12 @@ def test_equals_loops_over_tokens_and_experts(moe, train):
     keys, noise = noise_of(moe, train)
     expected = router_oracle.route(moe, weights, x, valid, noise, STEP, train)
     rng = np.random.default_rng(2)
-    factors = [rng.normal(size=part.shape) for part in expected[1:]]  # of gates, probabilities and smooth loads
+    factors = [rng.normal(size=part.shape) for part in expected[1:]]  # of gates, probabilities, smooth loads and logits
     info = TokenInfo(jnp.zeros((G, T), jnp.int32), jnp.asarray(valid), keys, jnp.int32(STEP), train)
 
     def weighed(weights, x):
         routing = nnx.merge(graphdef, weights)(x, info)
-        parts = routing.gate, routing.probabilities, routing.smooth_load
+        parts = routing.gate, routing.probabilities, routing.smooth_load, routing.logits
         return sum(jnp.sum(a * f) for a, f in zip(parts, factors, strict=True) if a is not None), routing
 
     gradients = jax.jit(jax.grad(on_one_device(weighed), argnums=(0, 1), has_aux=True))
@@ -108,6 +112,7 @@ def test_equals_loops_over_tokens_and_experts(moe, train):
     np.testing.assert_array_equal(routing.wanted, valid[..., None] & (expected.expert < E))
     close(routing.gate, expected.gate)
     close(routing.probabilities, expected.probabilities)
+    close(routing.logits, expected.logits)
     assert (routing.smooth_load is not None) == (moe.router == "noisy_top_k")
     if routing.smooth_load is not None:
         close(routing.smooth_load, expected.smooth_load)
@@ -124,3 +129,22 @@ def test_equals_loops_over_tokens_and_experts(moe, train):
         by_differences = slopes(lambda moved, name=name: by_loops(name, moved), array)
         np.testing.assert_allclose(gradient, by_differences, rtol=1e-6, atol=1e-7, err_msg=name)
         assert np.any(gradient != 0) == (name != "balance_bias")
+
+
+def test_sinkhorn_scales_rows_and_columns_as_often_as_told():
+    """The scales of the columns are what the assignment's rows have beside the logits, up to a constant."""
+    _, valid = inputs()
+    logits = 2 * np.random.default_rng(3).normal(size=(G, T, E))
+    relative = lambda x: x - x[..., :1]
+    for iterations in (1, 2, 3, 8):
+        assignment = [router_oracle.sinkhorn(*group, iterations) for group in zip(logits, valid, strict=True)]
+        offsets = balancing_offsets(jnp.asarray(logits), jnp.asarray(valid), iterations)
+        expected = relative(np.log(assignment) - logits)
+        np.testing.assert_allclose(relative(offsets) * np.ones((G, T, E)), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_sinkhorn_balances_bfloat16_logits_in_float32():
+    rough = jnp.asarray(np.random.default_rng(3).normal(size=(G, T, E)), jnp.bfloat16)
+    one, other = (balancing_offsets(logits, jnp.ones((G, T), bool), 3) for logits in (rough, rough.astype(jnp.float32)))
+    assert one.dtype == jnp.float32
+    np.testing.assert_array_equal(one, other)

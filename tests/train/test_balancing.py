@@ -8,8 +8,10 @@ import pytest
 
 from moe_jax.config.layers import moe_segments
 from moe_jax.data import Batch
+from moe_jax.moe.balance import balance_loss
 from moe_jax.train import report
 from moe_jax.train.checkpoints import Checkpoints
+from moe_jax.train.step import _make_loss
 
 BIAS = {
     "model.num_layers": 2, "moe.router": "top_k", "moe.top_k": 2, "moe.bias_rate": 0.01, "moe.capacity_factor": 4.0,
@@ -111,9 +113,21 @@ def test_global_batch_is_micro_batch_without_accumulation_and_counts_on_with_it(
     run = lambda fields: take(*set_up_once(BIAS | fields), steps=1)[0]
     (one, _), (other, _) = run(plain), run(scoped)
     jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
-    (_, mean), (_, counted) = (run(fields | {"train.accumulate": 2}) for fields in (plain, scoped))
-    assert abs(mean.balance_loss - counted.balance_loss) > 1e-4
+    (_, mean), (_, counted) = (run(fields | {"train.accumulate": 4}) for fields in (plain, scoped))
     np.testing.assert_allclose(mean.loss, counted.loss, rtol=1e-6)
+
+    setup, state = set_up_once(BIAS | plain)
+    loss = jax.jit(_make_loss(setup.run, setup.mesh, setup.model), static_argnums=5)
+    before, by_micro_batch, alone = jnp.zeros((2, 4)), [], []
+    for part in range(4):
+        batch = setup.place(jax.tree.map(lambda rows, part=part: rows[part::4], make_batch()))
+        (sums,) = loss(state.params, state.variables, batch, jax.random.key(0), jnp.int32(1), 1, None)[1].sums
+        by_micro_batch.append(jnp.sum(balance_loss(sums, before)))
+        alone.append(jnp.sum(balance_loss(sums)))
+        before = before + sums.assigned
+    np.testing.assert_allclose(counted.balance_loss, np.mean(by_micro_batch), rtol=1e-5)
+    np.testing.assert_allclose(mean.balance_loss, np.mean(alone), rtol=1e-5)
+    assert abs(mean.balance_loss - counted.balance_loss) > 1e-4
 
 
 def test_a_checkpoint_holds_the_bias_and_the_window(set_up_once, tmp_path):

@@ -224,6 +224,25 @@ def test_every_step_has_noise_of_its_own_and_it_is_always_the_same(step_of):
     assert abs(second - first) > 1e-5
 
 
+def test_the_temperature_is_that_of_the_step_in_training_and_in_evaluation(step_of):
+    """From 2 to 1/2: the last of six steps is like the first one with router weights four times as large."""
+    fields = {"moe.temperature": 2.0, "moe.final_temperature": 0.5}
+    batch, evaluate = step_of(fields)[0].place(make_batch()), step_of(fields)[0].compile_eval_step()
+
+    def losses(number, factor):
+        _, state, step = step_of(fields)
+        scale = lambda path, weight: weight * (factor if "'router'" in jax.tree_util.keystr(path) else 1)
+        params = jax.tree.map_with_path(scale, state.params)
+        state = state._replace(step=jax.device_put(jnp.int32(number), state.step.sharding), params=params)
+        nats = evaluate(state.variables, batch).nats
+        metrics = step(state, batch)[1]
+        return jax.device_get([metrics.loss, metrics.z_loss, nats[0]])
+
+    last = losses(5, 1)
+    np.testing.assert_array_equal(last, losses(0, 4))
+    assert np.all(np.not_equal(last, losses(0, 1)))
+
+
 def test_the_learning_rate_reported_is_that_of_the_step_taken(step_of):
     rate = learning_rate(step_of(NOISY)[0].run.train)
     reported = [step_at(step_of, NOISY, number).learning_rate for number in (0, 1)]
