@@ -30,7 +30,7 @@ def config(router, top_k, fields=None, num_experts=E) -> MoEConfig:
     return MoEConfig(num_experts=num_experts, router=router, top_k=top_k, **(fields or {}))
 
 
-def route(moe, logits, valid=None, keys=None, ids=None, train=True, balance_bias=None, **weights):
+def route(moe, logits, valid=None, keys=None, ids=None, train=True, balance_bias=None):
     """Routing of one group whose tokens have these logits [T, E + null experts]."""
     logits = jnp.asarray(logits, jnp.float32)
     tokens = logits.shape[0]
