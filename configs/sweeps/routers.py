@@ -19,12 +19,12 @@ def get_config():
 def get_sweep():
     return Sweep(
         [
-            {"moe.router": "switch", "moe.top_k": 1},
-            {"moe.router": "gshard", "moe.top_k": 2, "moe.second_expert": "random"},
-            {"moe.router": "top_k", "moe.top_k": 2, "moe.normalize_gates": False},
-            {"moe.router": "top_k", "moe.top_k": 2, "moe.normalize_gates": True},
-            {"moe.router": "sigmoid", "moe.top_k": 2, "moe.normalize_gates": True},
-            {"moe.router": "noisy_top_k", "moe.top_k": 2},
+            {"moe.router": "switch", "moe.top_k": 1, "moe.balance_loss": 0.01},
+            {"moe.router": "gshard", "moe.top_k": 2, "moe.second_expert": "random", "moe.balance_loss": 0.01},
+            {"moe.router": "top_k", "moe.top_k": 2, "moe.normalize_gates": False, "moe.balance_loss": 0.01},
+            {"moe.router": "top_k", "moe.top_k": 2, "moe.normalize_gates": True, "moe.balance_loss": 0.01},
+            {"moe.router": "sigmoid", "moe.top_k": 2, "moe.normalize_gates": True, "moe.balance_loss": 0.01},
+            {"moe.router": "noisy_top_k", "moe.top_k": 2, "moe.balance_loss": 0.01},
             {"moe.router": "hash", "moe.top_k": 1, "moe.balance_loss": 0.0},
         ],
         seeds=(0, 1, 2),

@@ -39,7 +39,8 @@ experts and a capacity factor of {tight}, with the last dispatcher named above; 
 measures all. What leaks is allowed, with a warning: such a decoder is trained with a look at tokens that it will not
 have when it generates.
 """
-COMMON = """These work with every router, unless its section says otherwise.
+COMMON = """These work with every router, unless its section says otherwise; `moe.fine_grained`, which multiplies K,
+where K is not fixed.
 """
 
 

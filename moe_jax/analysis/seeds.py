@@ -10,6 +10,7 @@ from jaxtyping import Float
 from scipy import stats
 
 CONFIDENCE = 0.95
+SIMULATIONS = 1_000
 ROUNDING = 1e-12  # relative: smaller residuals are float64's, not the runs'
 
 
@@ -99,6 +100,26 @@ def blocked_tukey(losses: Float[np.ndarray, "P S"]) -> list[Difference]:
         p_value = stats.studentized_range.sf(abs(mean) / standard_error, num_points, degrees)
         differences.append(Difference(i, j, *map(float, (mean, mean - half_width, mean + half_width, p_value))))
     return differences
+
+
+class Scatter(NamedTuple):
+    """How alike the differences of two points scatter over seeds, which `blocked_tukey` takes to be equally."""
+
+    least: float  # standard deviation over seeds of the difference that varies least
+    most: float
+    p_value: float  # how often normal losses of equal scatter have a ratio of the two at least as large
+
+
+def scatter(losses: Float[np.ndarray, "P S"]) -> Scatter:
+    """Of losses as `blocked_tukey` takes them; the p-value by simulation, always from the same draws."""
+    first, second = np.triu_indices(len(losses), k=1)
+    deviations = lambda x: np.std(x[first] - x[second], axis=-1, ddof=1)
+    ratio = lambda x: np.max(deviations(x)) / np.min(deviations(x))
+    rng = np.random.default_rng(0)
+    simulated = np.array([ratio(rng.normal(size=losses.shape)) for _ in range(SIMULATIONS)])
+    with np.errstate(divide="ignore"):  # two points may differ by the same at every seed
+        p_value = np.mean(simulated >= ratio(losses))
+    return Scatter(float(np.min(deviations(losses))), float(np.max(deviations(losses))), float(p_value))
 
 
 def pareto(costs: Sequence[float], losses: Sequence[float]) -> list[bool]:

@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from moe_jax.analysis.baseline import Saving, savings
 from moe_jax.analysis.cells import PointRuns, SweepResults
 from moe_jax.analysis.markdown import rows
-from moe_jax.analysis.seeds import Difference, blocked_tukey, estimate, tukey
+from moe_jax.analysis.seeds import CONFIDENCE, Difference, blocked_tukey, estimate, scatter, tukey
 
 ALL_PAIRS_UP_TO = 15  # with more of them, only those with the best point and with the baseline are listed
 BLOCKED = (
@@ -97,6 +98,8 @@ def differences(sweep: SweepResults, against: Sequence[PointRuns | None] | None)
     pairs = blocked_tukey(np.array(losses)) if blocked else tukey(losses)
     if not pairs:
         return [heading, "Nothing can be said: differences between points do not scatter over seeds.", *notes]
+    if blocked:
+        notes += _unequal_scatter(np.array(losses))
     supported = sum(pair.supported for pair in pairs)
     return [
         heading,
@@ -104,6 +107,18 @@ def differences(sweep: SweepResults, against: Sequence[PointRuns | None] | None)
         f"other. {BLOCKED if blocked else NOT_BLOCKED}",
         *_pairs(sweep, tested, pairs, against),
         *notes,
+    ]
+
+
+def _unequal_scatter(losses: Float[np.ndarray, "P S"]) -> list[str]:
+    found = scatter(losses)
+    if found.p_value >= 1 - CONFIDENCE:
+        return []
+    return [
+        f"Differences of two points scatter unequally over the seeds: standard deviations of {found.least:.4f} to "
+        f"{found.most:.4f}, a ratio that equal ones have with a probability of {found.p_value:.2g}. All intervals have "
+        "one width, which is then too large for the pairs that scatter least and too small for the others: look at "
+        "their seeds in sweep.csv."
     ]
 
 

@@ -151,8 +151,9 @@ def _model(run: RunConfig) -> None:
 
 def check_before_split(run: RunConfig) -> None:
     """Raises Violation on what `moe.fine_grained` would multiply and then be named in other numbers than were given."""
-    _each(run, "moe.top_k moe.every", positive)
+    _each(run, "moe.top_k moe.every moe.d_ff", positive)
     _each(run, "moe.num_experts moe.first_dense", _not_negative)
+    _has_moe_layers(run)
     _lists_by_layer(run)
     for layer, one in enumerate(moe_by_layer(run)):
         _top_k(one, {field: _by_layer_name(run, field, layer) for field in BY_LAYER})
@@ -168,11 +169,7 @@ def _moe(run: RunConfig) -> None:
             )
     if moe.num_experts == 0:
         return
-    if moe.first_dense + moe.every > run.model.num_layers:
-        raise Violation(
-            f"moe.first_dense={moe.first_dense} and moe.every={moe.every} leave no MoE layer in model.num_layers="
-            f"{run.model.num_layers}: lower one of them, or set moe.num_experts=0 for a dense model"
-        )
+    _has_moe_layers(run)
     _lists_by_layer(run)
     for layer, one in enumerate(moe_by_layer(run)):
         name_of = {field: _by_layer_name(run, field, layer) for field in BY_LAYER}
@@ -183,6 +180,15 @@ def _moe(run: RunConfig) -> None:
             "moe.num_shared_experts=1"
         )
     _balancing(run)
+
+
+def _has_moe_layers(run: RunConfig) -> None:
+    moe = run.moe
+    if moe.first_dense + moe.every > run.model.num_layers:
+        raise Violation(
+            f"moe.first_dense={moe.first_dense} and moe.every={moe.every} leave no MoE layer in model.num_layers="
+            f"{run.model.num_layers}: lower one of them, or set moe.num_experts=0 for a dense model"
+        )
 
 
 def _lists_by_layer(run: RunConfig) -> None:

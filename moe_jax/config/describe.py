@@ -46,7 +46,7 @@ def warn(run: RunConfig) -> None:
         if ROUTERS[moe.router].fills_slots and trained != evaluated:
             warnings.warn(
                 f"moe.router={moe.router!r} fills all slots, so that a token has {trained:.2f} experts on average in "
-                f"training and {evaluated:.2f} in evaluation: set moe.eval_capacity_factor={one.capacity_factor}",
+                f"training and {evaluated:.2f} in evaluation: give both, and every layer, one capacity factor",
                 stacklevel=2,
             )
     if not ROUTERS[moe.router].causal:

@@ -27,12 +27,16 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], num_devices: 
       ConfigError: on the first field that is unknown, of the wrong type, or impossible.
     """
     tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    run = _build(RunConfig, tree, prefix="")
+    given = _build(RunConfig, tree, prefix="")
     try:
-        run = _derive(run, num_devices)
+        run = _derive(given, num_devices)
     except rules.Violation as violation:
         raise ConfigError(str(violation)) from None
-    return _checked(run, num_devices)
+    try:
+        return _checked(run, num_devices)
+    except ConfigError as error:
+        split = given.moe.fine_grained
+        raise ConfigError(f"{error} (experts as split by moe.fine_grained={split})") if split > 1 else error from None
 
 
 def restore(fields: Mapping[str, Any], num_devices: int = 1) -> RunConfig:
@@ -128,6 +132,7 @@ def _fine_grained(moe: MoEConfig) -> MoEConfig:
     rules.divides("moe.fine_grained", m, "moe.d_ff", moe.d_ff)
     return dataclasses.replace(
         moe,
+        fine_grained=1,
         d_ff=moe.d_ff // m,
         num_experts=m * moe.num_experts,
         top_k=m * moe.top_k,

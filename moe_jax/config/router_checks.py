@@ -20,8 +20,8 @@ def check_router(moe: MoEConfig, top_k: str, num_experts: str) -> None:
         )
     if moe.top_k < router.least_top_k:
         raise Violation(
-            f"{top_k}={moe.top_k} with moe.router={moe.router!r}, whose single gate would be the constant 1: use "
-            f"{top_k}={router.least_top_k} or more"
+            f"{top_k}={moe.top_k} with moe.router={moe.router!r}, which needs more choices: set {top_k}="
+            f"{router.least_top_k} or more"
         )
     _only_its_options(moe)
     _temperature(moe)
@@ -51,9 +51,7 @@ def _only_its_options(moe: MoEConfig) -> None:
 def _temperature(moe: MoEConfig) -> None:
     for name, value in (("temperature", moe.temperature), ("final_temperature", moe.final_temperature)):
         if value and value < COLDEST:
-            raise Violation(
-                f"moe.{name}={value} makes logits overflow: use {COLDEST} or more (all but the hardest choice)"
-            )
+            raise Violation(f"moe.{name}={value} is too small for float32: use {COLDEST} or more")
     if moe.temperature_steps and not moe.final_temperature:
         raise Violation(
             f"moe.temperature_steps={moe.temperature_steps} without moe.final_temperature: set the temperature to go to"

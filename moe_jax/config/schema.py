@@ -47,7 +47,7 @@ class MoEConfig:
     first_dense: int = 0  # leading layers that stay dense
     d_ff: int = 0  # hidden size of one expert; 0: model.d_ff
     activation: str = ""  # of the experts; "": model.activation
-    fine_grained: int = 1  # split each routed expert into so many of d_ff / fine_grained, and choose as many more
+    fine_grained: int = 1  # split each expert into so many of d_ff / fine_grained, choose as many more; then 1 again
     num_experts_by_layer: tuple[int, ...] = ()  # of each MoE layer, num_experts being the largest; (): all alike
     top_k_by_layer: tuple[int, ...] = ()  # likewise
     capacity_factor_by_layer: tuple[float, ...] = ()  # likewise, in training

@@ -32,14 +32,15 @@ def sequence_balance(routing: Routing, sequences: int) -> tuple[Float[Array, ""]
     """The balance losses of single sequences (DeepSeek-V3, equations 17 to 20), summed over those of this device that
     have a valid token, and their number.
 
-    f_e counts the K most probable experts (equation 18): what a token would choose without balance bias and limits.
+    f_e counts the experts of the K largest logits (equation 18): what a token would choose without balance bias,
+    limited groups, noise or Sinkhorn's assignment.
 
     `sequences`: B, where the groups' tokens, in order, are those of [B, L]; a group may span or cut sequences.
     """
     num_experts = routing.probabilities.shape[-1]
     dtype = routing.probabilities.dtype
     valid = routing.valid.astype(dtype)[..., None]
-    _, best = lax.top_k(lax.stop_gradient(routing.probabilities), routing.expert.shape[-1])
+    _, best = lax.top_k(lax.stop_gradient(routing.logits), routing.expert.shape[-1])
     chosen = jnp.sum(jax.nn.one_hot(best, num_experts, dtype=dtype), axis=-2) * valid
     over_tokens = lambda x: jnp.sum(x.reshape(sequences, -1, x.shape[-1]), axis=1)
     tokens = over_tokens(valid)[:, 0]

@@ -17,6 +17,8 @@ from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.balance_bias import BalanceBias
 from moe_jax.parallel.sharding import gather, param
 
+BIAS_OPTIONS = frozenset({"bias_rate", "bias_update", "bias_steps"})  # of routers that select by score plus bias
+
 
 class TokenInfo(NamedTuple):
     """What a router may look at besides the tokens' vectors. In a layer [B, L], in a router [G, T]."""
@@ -100,7 +102,7 @@ class Router(nnx.Module):
     options: ClassVar[frozenset[str]] = frozenset(  # fields of MoEConfig that some routers use, this one among them
         {"jitter", "router_bias", "router_dtype", "temperature", "final_temperature", "temperature_steps", "z_loss"}
     )
-    fixed_fields: ClassVar[Mapping[str, object]] = {}  # other fields that it makes no use of: the value they must have
+    fixed_fields: ClassVar[Mapping[str, object]] = {}  # other fields, and the only value that it works with
 
     def __init__(
         self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32

@@ -1,5 +1,6 @@
 """Where cells run: processes on this machine, or jobs of a cluster through submitit."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -135,11 +136,14 @@ def share_of_cores(slot: int, slots: int) -> list[int]:
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """NVIDIA GPUs that JAX would use: those of CUDA_VISIBLE_DEVICES or, where that is not set, all of the machine."""
+    """NVIDIA GPUs of this machine: those of CUDA_VISIBLE_DEVICES (up to the first -1, as CUDA reads it) or, where that
+    is not set, all; none for JAX_PLATFORMS=cpu.
+    """
     if environment.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []
     if "CUDA_VISIBLE_DEVICES" in environment:
-        return [gpu for gpu in environment["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
+        listed = [gpu.strip() for gpu in environment["CUDA_VISIBLE_DEVICES"].split(",")]
+        return list(itertools.takewhile(lambda gpu: gpu not in ("", "-1"), listed))
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -124,14 +124,14 @@ class Ledger:
 
     def add_wall_seconds(self, cell: Cell, seconds: float) -> None:
         """Counts the time of an attempt, from the start of its process to its end."""
-        write_json(self.workdir(cell.name) / WALL, {"seconds": self.wall_seconds(cell) + seconds})
+        write_json(self.workdir(cell.name) / WALL, {"seconds": (self.wall_seconds(cell) or 0.0) + seconds})
 
-    def wall_seconds(self, cell: Cell) -> float:
-        """Of all attempts whose end a sweep has seen, in this start and earlier ones."""
+    def wall_seconds(self, cell: Cell) -> float | None:
+        """Of all attempts whose end a sweep has seen, in this start and earlier ones; None: unknown."""
         try:
             return float(json.loads((self.workdir(cell.name) / WALL).read_text())["seconds"])
         except (OSError, ValueError, TypeError, KeyError):
-            return 0.0
+            return None
 
     def write_csv(self) -> None:
         """Writes sweep.csv anew: rows of cells that ended, also of those that another shard has run."""

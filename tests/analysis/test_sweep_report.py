@@ -106,6 +106,15 @@ def test_points_are_compared_seed_by_seed_until_one_of_them_lacks_a_seed(tmp_pat
     assert "compared by their means alone, as not all have the same seeds (Tukey's HSD, 95%" in section(path, heading)
 
 
+@pytest.mark.parametrize(("wild", "said"), [(0.3, True), (0.003, False)])
+def test_points_that_scatter_unequally_are_pointed_out(tmp_path, wild, said):
+    """Two points of almost one difference, and one that varies against them a hundred times as much, or alike."""
+    losses = {0: (2.0, 2.1, 2.2, 2.15), 4: (1.9, 2.002, 2.099, 2.051), 8: (1.8 + wild, 1.9, 2.0 - wild, 1.95)}
+    cells = [cell(tmp_path, {EXPERTS: e}, s, [3.0, v]) for e, vs in losses.items() for s, v in enumerate(vs)]
+    text = section(write_report(tmp_path, "Scatter", cells, None), "Which differences the seeds support")
+    assert ("scatter unequally over the seeds: standard deviations of 0.0013 to 0.2449" in text) == said
+
+
 def test_as_many_seeds_are_not_the_same_seeds(tmp_path):
     cells = [cell(tmp_path, {EXPERTS: e}, s, [2.0 + s / 10 + e * s / 99]) for e, s in ((0, 0), (0, 1), (4, 1), (4, 2))]
     path = write_report(tmp_path, "Shifted", cells, None)

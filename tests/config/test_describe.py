@@ -69,6 +69,22 @@ def test_what_fills_its_slots_drops_nothing(fields):
     )
 
 
+def test_as_many_slots_in_evaluation_are_no_surprise(recwarn):
+    """0.3 * 32 / 4 and 0.28 * 32 / 4 are both 3 slots after rounding."""
+    factors = {"moe.capacity_factor": 0.3, "moe.eval_capacity_factor": 0.28, "moe.group_size": 32}
+    warn(run_of({**EXPERT_CHOICE, **factors}))
+    assert not any("fills all slots" in str(warning.message) for warning in recwarn)
+
+
+def test_null_experts_leave_fewer_choices_to_be_dropped():
+    """Each of two tokens takes the one real expert in half of the cases: one choice is wanted on average. Both do in a
+    quarter of them, and one slot is too few.
+    """
+    null = {"moe.num_experts": 1, "moe.null_experts": 1, "moe.router": "top_k", "moe.group_size": 2}
+    lines = describe(run_of({**null, "moe.capacity_factor": 0.5, "data.sequence_length": 2}))
+    assert any("C = 1 slots" in line and line.endswith("would drop 25.00%") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
@@ -81,6 +97,10 @@ def test_what_fills_its_slots_drops_nothing(fields):
         ({**TOP_2, "moe.drop_order": "choice"}, r"moe\.drop_order='choice' .* moe\.drop_order='position' does not"),
         ({"moe.num_experts": 4, "moe.router": "sinkhorn"}, r"moe\.router='sinkhorn' lets later tokens .* in training"),
         (EXPERT_CHOICE, r"moe\.router='expert_choice' lets later tokens .* choose moe\.router='switch' or .*'top_k'"),
+        (
+            EXPERT_CHOICE,
+            r"'expert_choice' fills all slots, .* 1\.25 experts .* and 2\.00 in evaluation: give both",
+        ),
         (SOFT, r"moe\.router='soft' lets later tokens"),
     ],
 )

@@ -216,8 +216,8 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         {**MOE, "moe.router": "gshard", "moe.top_k": 2, "moe.second_threshold": 0.5},
         "moe.second_threshold=0.5 has no effect with moe.second_expert='always': leave it at 0.2, or set moe.second_e",
     ),
-    ({**MOE, "moe.temperature": 1e-9}, "moe.temperature=1e-09 makes logits overflow: use 1e-06 or more"),
-    ({**MOE, "moe.final_temperature": 1e-9}, "moe.final_temperature=1e-09 makes logits overflow: use 1e-06 or more"),
+    ({**MOE, "moe.temperature": 1e-9}, "moe.temperature=1e-09 is too small for float32: use 1e-06 or more"),
+    ({**MOE, "moe.final_temperature": 1e-9}, "moe.final_temperature=1e-09 is too small for float32: use 1e-06 or more"),
     ({**MOE, "moe.final_temperature": 1.0}, "moe.final_temperature=1.0 is moe.temperature: leave it at 0"),
     (
         {**EXPERT_CHOICE, "moe.balance_scope": "sequence"},
@@ -237,7 +237,25 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         {**MOE, "moe.fine_grained": 2, "moe.router": "top_k", "moe.top_k": 9},
         "moe.top_k=9 is more than moe.num_experts=4: a token",
     ),
+    (
+        {**BY_LAYER, "moe.fine_grained": 2, "moe.first_dense": 5},
+        "moe.first_dense=5 and moe.every=1 leave no MoE layer in model.num_layers=2: lower",
+    ),
+    (
+        {**MOE, "moe.router": "top_k", "moe.fine_grained": 2, "moe.expert_groups": 3, "moe.top_groups": 1},
+        "moe.num_experts=8 is not a multiple of moe.expert_groups=3: ... (experts as split by moe.fine_grained=2)",
+    ),
     ({"moe.num_experts": -3, "moe.fine_grained": 2}, "moe.num_experts=-3 is negative: give 0 or more"),
+    (
+        {"moe.num_experts_by_layer": (4, 4)},
+        "moe.num_experts_by_layer=(4, 4) with moe.num_experts=0, a dense model: set",
+    ),
+    ({"moe.capacity_factor_by_layer": (1.0,)}, "moe.capacity_factor_by_layer=(1.0,) with moe.num_experts=0, a dense"),
+    (
+        {**MOE, "moe.router": "sinkhorn", "moe.bias_steps": 9},
+        "moe.bias_steps=9 has no effect ...: leave it at 0, or use",
+    ),
+    ({**SOFT, "moe.eval_capacity_factor": 0.5}, "moe.eval_capacity_factor=0.5 gives 128 slots with moe.router='soft'"),
     ({"moe.top_k_by_layer": (1, 1)}, "moe.top_k_by_layer=(1, 1) with moe.num_experts=0, a dense model: set moe.num"),
     (
         {**SOFT, "model.num_layers": 2, "moe.capacity_factor": 1.25, "moe.capacity_factor_by_layer": (1.25, 0.5)},
@@ -266,7 +284,7 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ),
     (
         {**MOE, "moe.router": "noisy_top_k"},
-        "moe.top_k=1 with moe.router='noisy_top_k', whose single ...: use moe.top_k=2",
+        "moe.top_k=1 with moe.router='noisy_top_k', which needs more choices: set moe.top_k=2",
     ),
     (
         {**MOE, "moe.router": "noisy_top_k", "moe.top_k": 4},
@@ -431,7 +449,7 @@ def test_fine_grained_experts_are_more_of_a_smaller_size_and_only_once():
     by_layer = {"model.num_layers": 2, "moe.num_experts_by_layer": (2, 4), "moe.top_k_by_layer": (1, 2)}
     run = run_of({**fields, **by_layer, "moe.fine_grained": 3})
     moe = run.moe
-    assert (moe.num_experts, moe.top_k, moe.d_ff, moe.fine_grained, moe.shared_d_ff) == (12, 6, 4, 3, 4)
+    assert (moe.num_experts, moe.top_k, moe.d_ff, moe.fine_grained, moe.shared_d_ff) == (12, 6, 4, 1, 4)
     assert (moe.num_experts_by_layer, moe.top_k_by_layer) == ((6, 12), (3, 6))
     assert restore(json.loads(json.dumps(flatten(run)))) == run
 

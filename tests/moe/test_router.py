@@ -137,6 +137,10 @@ def test_jitter_scales_the_routers_input_within_its_bounds_and_only_with_keys():
     assert len(np.unique(noisy)) > 0.99 * noisy.size  # a draw for each feature of each token of each group
     np.testing.assert_array_equal(route(moe, x, weight).logits, 1)
     np.testing.assert_array_equal(noisy, route(moe, x, weight, keys).logits)
+    rounded = route(
+        MoEConfig(num_experts=E, router="switch", jitter=0.1, router_dtype="bfloat16"), x, weight, keys
+    ).logits
+    np.testing.assert_array_equal(rounded, jnp.asarray(noisy).astype(jnp.bfloat16).astype(jnp.float32))
 
 
 def test_the_router_computes_in_float32_whatever_the_model_does():

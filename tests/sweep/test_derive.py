@@ -93,6 +93,7 @@ def test_a_fixed_group_has_enough_slots_in_every_cell():
     cells, invalid = make_cells(Sweep(TIGHT, derive=[fixed_group(min_slots=32)]), config, 1)
     assert not invalid
     assert {cell.run.moe.group_size for cell in cells} == {1024}
+    assert all(cell.derived == {"moe.group_size": 1024} for cell in cells)
     assert min(slots(cell.run) for cell in cells if cell.run.moe.num_experts) == 32
 
 

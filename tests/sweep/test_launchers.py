@@ -57,6 +57,8 @@ def test_gpus_are_those_listed_or_all_of_the_machine(machine_with_gpus):
     assert visible_gpus(os.environ) == ["0", "1", "2", "3"]
     assert visible_gpus({**os.environ, "CUDA_VISIBLE_DEVICES": "2,3"}) == ["2", "3"]
     assert visible_gpus({**os.environ, "CUDA_VISIBLE_DEVICES": ""}) == []
+    assert visible_gpus({**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}) == []
+    assert visible_gpus({**os.environ, "CUDA_VISIBLE_DEVICES": "1,-1,2"}) == ["1"]
     assert visible_gpus({**os.environ, "JAX_PLATFORMS": "cpu"}) == []
     assert visible_gpus({"PATH": "/nowhere"}) == []
 

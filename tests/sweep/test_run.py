@@ -60,6 +60,7 @@ def test_a_smoke_run_keeps_swept_fields_groups_and_does_without_a_baseline_it_le
     assert small.baseline is None
     assert [cell.run.train.steps for cell in cells] == [30, 32, 35, 38]
     assert "Derived, whatever the config says: moe.group_size=256\n" in caplog.text
+    assert caplog.text.count("Derived") == 1
     whole, _ = make_cells(sweep, base({"data.batch_size": 64}), 1)
     assert {cell.run.moe.group_size for cell in cells} == {whole[0].run.moe.group_size}
 

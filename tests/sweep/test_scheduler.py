@@ -100,8 +100,11 @@ def test_finished_cells_are_skipped(tmp_path):
 
 
 def test_a_cell_that_failed_is_tried_again_by_the_next_start(tmp_path):
-    assert statuses(run(tmp_path, ends={NAMES[1]: [RAISED]})[0])[1] == "failed"
-    ledger, launcher, _ = run(tmp_path)
+    before, _, first = run(tmp_path, ends={NAMES[1]: [RAISED]})
+    assert statuses(before)[1] == "failed"
+    ledger, launcher, second = run(tmp_path)
+    both = first.wall_seconds[NAMES[1]] + second.wall_seconds[NAMES[1]]
+    assert ledger.wall_seconds(ledger.cells[1]) == pytest.approx(both)
     assert launcher.started == [NAMES[1]]
     assert statuses(ledger) == ["finished"] * 4
 

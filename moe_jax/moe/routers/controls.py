@@ -24,7 +24,11 @@ class Unlearned(Router):
     """
 
     options: ClassVar[frozenset[str]] = frozenset()
-    fixed_fields: ClassVar[Mapping[str, object]] = {"balance_loss": 0.0, "importance_loss": 0.0}
+    fixed_fields: ClassVar[Mapping[str, object]] = {
+        "balance_loss": 0.0,
+        "balance_scope": "micro_batch",
+        "importance_loss": 0.0,
+    }
 
     def __init__(
         self, d_model: int, moe: MoEConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from moe_jax.config.rules import Violation
 from moe_jax.config.schema import MoEConfig
-from moe_jax.moe.router import Choices, Router, TokenInfo, draw_per_group, pick, second_keys
+from moe_jax.moe.router import BIAS_OPTIONS, Choices, Router, TokenInfo, draw_per_group, pick, second_keys
 from moe_jax.moe.routers.groups import best_groups
 
 
@@ -25,7 +25,8 @@ class TopK(Router):
 
     paper: ClassVar[str] = "raw: OLMoE (Muennighoff et al. 2024); divided: Shazeer et al. 2017, equations 3 and 5"
     options: ClassVar[frozenset[str]] = Router.options | {
-        *("normalize_gates", "routed_scaling", "null_experts", "bias_rate"),
+        *BIAS_OPTIONS,
+        *("normalize_gates", "routed_scaling", "null_experts"),
         *("expert_groups", "top_groups", "group_score"),
     }
 
@@ -71,7 +72,7 @@ class Switch(TopK):
 
     paper: ClassVar[str] = "Switch Transformer (Fedus et al. 2021), equations 1 and 2"
     required_top_k: ClassVar[int | None] = 1
-    options: ClassVar[frozenset[str]] = Router.options | {"bias_rate"}
+    options: ClassVar[frozenset[str]] = Router.options | BIAS_OPTIONS
 
 
 class GShard(TopK):
@@ -86,7 +87,7 @@ class GShard(TopK):
 
     paper: ClassVar[str] = "GShard (Lepikhin et al. 2020), algorithm 1"
     required_top_k: ClassVar[int | None] = 2
-    options: ClassVar[frozenset[str]] = Router.options | {"bias_rate", "second_expert", "second_threshold"}
+    options: ClassVar[frozenset[str]] = Router.options | BIAS_OPTIONS | {"second_expert", "second_threshold"}
 
     @classmethod
     def check(cls, moe, top_k, num_experts):
