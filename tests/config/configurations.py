@@ -2,16 +2,23 @@
 
 import inspect
 import math
+import re
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_jax.config.resolve import resolve
+import pytest
+
+from moe_jax.config.resolve import ConfigError, resolve
 from moe_jax.config.schema import RunConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+MOE = {"moe.num_experts": 4}
+BY_LAYER = {"model.num_layers": 2, "moe.num_experts": 4, "moe.num_experts_by_layer": (2, 4)}
+EXPERT_CHOICE = {**MOE, "moe.router": "expert_choice", "moe.balance_loss": 0.0}
+SOFT = {**EXPERT_CHOICE, "moe.router": "soft", "moe.dispatcher": "einsum", "moe.eval_capacity_factor": 1.25}
 
 
 def nest(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,6 +36,16 @@ def nest(fields: Mapping[str, Any]) -> dict[str, Any]:
 def run_of(fields: Mapping[str, Any], num_devices: int = 1) -> RunConfig:
     """The default run with these fields changed."""
     return resolve(nest(fields), num_devices)
+
+
+def refusal(fields, num_devices=1):
+    """The one line that `fields` are refused with."""
+    with pytest.raises(ConfigError) as caught:
+        run_of(fields, num_devices)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert re.search(r": \w.*", message), f"{message!r} says no way out"
+    return message
 
 
 class ConfigFile(NamedTuple):
