@@ -27,33 +27,25 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], num_devices: 
       ConfigError: on the first field that is unknown, of the wrong type, or impossible.
     """
     tree = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    given = _build(RunConfig, tree, prefix="")
+    given = run = _build(RunConfig, tree, prefix="")
     try:
         run = _derive(given, num_devices)
+        checks.check(run, num_devices)
     except rules.Violation as violation:
-        raise ConfigError(str(violation)) from None
-    try:
-        return _checked(run, num_devices)
-    except ConfigError as error:
-        split = given.moe.fine_grained
-        raise ConfigError(f"{error} (experts as split by moe.fine_grained={split})") if split > 1 else error from None
+        message = str(violation)
+        if run.moe.num_experts != given.moe.num_experts and message.startswith("moe."):
+            message += f" (experts as split by moe.fine_grained={given.moe.fine_grained})"
+        raise ConfigError(message) from None
+    return run
 
 
 def restore(fields: Mapping[str, Any], num_devices: int = 1) -> RunConfig:
-    """The resolved run that `schema.flatten` made `fields` of: checked, and nothing derived a second time."""
+    """The resolved run that `schema.flatten` made `fields` of: there is nothing left to derive."""
     tree: dict[str, Any] = {}
     for name, value in fields.items():
         section, _, field = name.rpartition(".")
         (tree.setdefault(section, {}) if section else tree)[field] = value
-    return _checked(_build(RunConfig, tree, prefix=""), num_devices)
-
-
-def _checked(run: RunConfig, num_devices: int) -> RunConfig:
-    try:
-        checks.check(run, num_devices)
-    except rules.Violation as violation:
-        raise ConfigError(str(violation)) from None
-    return run
+    return resolve(tree, num_devices)
 
 
 def check_field(name: str) -> None:
@@ -112,7 +104,8 @@ def _derive(run: RunConfig, num_devices: int) -> RunConfig:
     if moe.fine_grained > 1 and moe.num_experts:
         checks.check_before_split(dataclasses.replace(run, moe=moe))
         moe = _fine_grained(moe)
-    moe = dataclasses.replace(moe, shared_d_ff=moe.shared_d_ff or moe.num_shared_experts * moe.d_ff)
+    shared_d_ff = moe.shared_d_ff or moe.num_shared_experts * moe.d_ff
+    moe = dataclasses.replace(moe, fine_grained=1, shared_d_ff=shared_d_ff)
     if moe.final_temperature and not moe.temperature_steps:
         moe = dataclasses.replace(moe, temperature_steps=run.train.steps)
     return dataclasses.replace(run, model=model, moe=moe, mesh=_complete_mesh(run.mesh, num_devices))
@@ -132,7 +125,6 @@ def _fine_grained(moe: MoEConfig) -> MoEConfig:
     rules.divides("moe.fine_grained", m, "moe.d_ff", moe.d_ff)
     return dataclasses.replace(
         moe,
-        fine_grained=1,
         d_ff=moe.d_ff // m,
         num_experts=m * moe.num_experts,
         top_k=m * moe.top_k,

@@ -162,6 +162,7 @@ def test_fine_grained_experts_are_more_of_a_smaller_size_and_only_once():
     assert (moe.num_experts, moe.top_k, moe.d_ff, moe.fine_grained, moe.shared_d_ff) == (12, 6, 4, 1, 4)
     assert (moe.num_experts_by_layer, moe.top_k_by_layer) == ((6, 12), (3, 6))
     assert restore(json.loads(json.dumps(flatten(run)))) == run
+    assert run_of({"moe.fine_grained": 2}) == run_of({}), "a dense model has nothing to split"
 
 
 def test_one_device_takes_a_mesh_of_minus_one():
