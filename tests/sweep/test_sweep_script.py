@@ -58,8 +58,10 @@ def story(common, tmp_path_factory):
     fields = ("--config.moe.capacity_factor=1.0",)
     undisturbed = Script("train.py", folder / "train.log", config, folder / "undisturbed", *fields, variables=cache)
     life = start("killed")
-    goal = left["after Ctrl-C"][0] + SAVE_EVERY + 5
-    life.until(lambda: resumptions(first) and newest_step(first) > goal and saved_steps(first)[-1] % SAVE_EVERY == 0)
+    stopped = left["after Ctrl-C"][0]
+    goal = stopped + SAVE_EVERY + 5
+    periodic = lambda step: step > stopped and step % SAVE_EVERY == 0
+    life.until(lambda: resumptions(first) and newest_step(first) > goal and periodic(saved_steps(first)[-1]))
     kill_cell(first)
     left["after the cell's death"] = on_disk()
     life.until(lambda: len(resumptions(first)) == 2 and newest_step(first) > goal + SAVE_EVERY)
