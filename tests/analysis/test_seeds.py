@@ -129,6 +129,8 @@ def test_what_does_not_scatter_is_not_tested():
     same, *others = blocked_tukey(np.array([[1.7, 1.9], [1.7, 1.9], [3.0, 2.9]]))
     assert (same.mean, same.p_value) == (0.0, 1.0)
     assert [pair.mean for pair in others] == pytest.approx([-1.15, -1.15])
+    [pair] = blocked_tukey(np.array([[2.0, 2.0], [2.0, 2.000001]]))  # little, but more than rounding
+    assert pair.low < pair.mean < 0 < pair.high
 
 
 def test_the_front_holds_what_nothing_beats():

@@ -47,7 +47,7 @@ ROUTINGS = {
         "moe.eval_capacity_factor": 0.9, "moe.num_shared_experts": 1, "moe.expert_dropout": 0.2,
     },
 }  # fmt: skip
-OTHER_ROUTINGS = {  # on one or two meshes, see test_invariance_routers.py
+OTHER_ROUTINGS = {  # in `make test` on one mesh; those of TWO_DISPATCHERS with `einsum` on another
     "deepseek_v3": {
         "moe.router": "sigmoid", "moe.top_k": 4, "moe.expert_groups": 4, "moe.top_groups": 2,
         "moe.group_score": "top2", "moe.bias_rate": 0.001, "moe.routed_scaling": 2.5, "moe.normalize_gates": True,
@@ -61,6 +61,8 @@ OTHER_ROUTINGS = {  # on one or two meshes, see test_invariance_routers.py
     "hash": {"moe.router": "hash", "moe.top_k": 4, "moe.balance_loss": 0.0, "moe.jitter": 0.0, "moe.z_loss": 0.0},
     "random": {"moe.router": "random", "moe.top_k": 4, "moe.balance_loss": 0.0, "moe.jitter": 0.0, "moe.z_loss": 0.0},
 }  # fmt: skip
+TWO_DISPATCHERS = ("deepseek_v3", "random")
+ALL_ROUTINGS = ROUTINGS | OTHER_ROUTINGS
 BATCH, LENGTH = 16, 16
 
 
@@ -73,7 +75,7 @@ def make_run(mesh, routing, dispatcher, dtype, **fields):
             "moe.activation": "swiglu", "moe.dispatcher": dispatcher, "moe.jitter": 0.1, "moe.group_size": LENGTH,
             "moe.capacity_factor": 0.9, "moe.z_loss": 0.001, "data.sequence_length": LENGTH, "data.batch_size": BATCH,
             "train.accumulate": 2, "train.warmup_steps": 0, "train.learning_rate": 0.01, "train.steps": 100,
-            **{f"mesh.{axis}": mesh.get(axis, 1) for axis in AXES}, **(ROUTINGS | OTHER_ROUTINGS)[routing], **fields,
+            **{f"mesh.{axis}": mesh.get(axis, 1) for axis in AXES}, **ALL_ROUTINGS[routing], **fields,
         }
     )  # fmt: skip
     return resolve(config, num_devices=int(np.prod(list(mesh.values()))) if mesh else 1)
@@ -137,14 +139,35 @@ def assert_equal_to(expected, actual, relative):
     jax.tree.map(compare, actual, expected)
 
 
-def _rows(meshes):
-    """Every routing on all `meshes`, by the dispatcher that is meant for use; by the other on two of them."""
-    for routing, fields in ROUTINGS.items():
-        only = ROUTERS[fields["moe.router"]].fixed_fields.get("dispatcher")
-        for dispatcher in [only] if only else DISPATCHERS:
-            few = dispatcher == "einsum" and not only
-            for mesh in meshes[1:3] if few else meshes:
-                yield pytest.param(routing, dispatcher, mesh, id=f"{routing}-{dispatcher}-{name(mesh)}")
+def assert_same_five_steps(routing, dispatcher, mesh):
+    """In float64; tokens are dropped on the way, or the capacities would not be compared."""
+    with jax.enable_x64(True):
+        expected = on_one_device(routing, dispatcher, "float64", 5)
+        metrics, _ = expected[0]
+        run = make_run(mesh, routing, dispatcher, "float64")
+        assert ROUTERS[run.moe.router].fills_slots or np.all(metrics.routing.dropped > 0.01)
+        assert_equal_to(expected, train(run, routing, 5), 1e-10)
 
 
-over_the_table = lambda meshes: pytest.mark.parametrize(("routing", "dispatcher", "mesh"), _rows(meshes))
+def _is_quick(routing, dispatcher, mesh):
+    """Whether `make test` holds the row; `make test-slow` holds all."""
+    if routing in OTHER_ROUTINGS:
+        return (mesh == MESHES[2]) if dispatcher == "capacity" else (mesh == MESHES[3] and routing in TWO_DISPATCHERS)
+    return dispatcher in ("capacity", _only(routing)) or mesh in MESHES[1:3]
+
+
+def _only(routing):
+    """The one dispatcher that can express it, or None."""
+    return ROUTERS[ALL_ROUTINGS[routing]["moe.router"]].fixed_fields.get("dispatcher")
+
+
+def over_the_table(routings, meshes):
+    """Parametrizes a test by every routing, every dispatcher that can express it, and every mesh."""
+    rows = [
+        pytest.param(routing, dispatcher, mesh, id=f"{routing}-{dispatcher}-{name(mesh)}", marks=marks)
+        for routing in routings
+        for dispatcher in ([_only(routing)] if _only(routing) else DISPATCHERS)
+        for mesh in meshes
+        for marks in [() if _is_quick(routing, dispatcher, mesh) else pytest.mark.slow]
+    ]
+    return pytest.mark.parametrize(("routing", "dispatcher", "mesh"), rows)

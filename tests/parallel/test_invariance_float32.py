@@ -6,10 +6,10 @@ And the variants of the exchange: in pieces, and in bfloat16 on the wire.
 import jax
 import numpy as np
 import pytest
-from invariance import MESHES, assert_equal_to, make_run, on_one_device, over_the_table, train
+from invariance import MESHES, ROUTINGS, assert_equal_to, make_run, on_one_device, over_the_table, train
 
 
-@over_the_table(MESHES[:3])
+@over_the_table(ROUTINGS, MESHES[:3])
 def test_one_step(dispatcher, routing, mesh):
     expected, _ = on_one_device(routing, dispatcher, "float32", 1)
     actual, _ = train(make_run(mesh, routing, dispatcher, "float32"), routing, 1)

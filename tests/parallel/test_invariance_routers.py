@@ -1,29 +1,14 @@
-"""Two steps of every other router on eight devices are those on one: draws, groups of tokens and biases included."""
+"""The other routers in float64, as in test_invariance_float64.py: draws, groups of tokens and biases included."""
 
-import jax
-import pytest
-from invariance import OTHER_ROUTINGS, ROUTINGS, assert_equal_to, make_run, train
+from invariance import ALL_ROUTINGS, MESHES, OTHER_ROUTINGS, assert_same_five_steps, over_the_table
 
 from moe_jax.moe.routers import ROUTERS
 
-SPLIT_ALL_WAYS, MANY_COPIES = {"fsdp": 2, "expert": 2, "tensor": 2}, {"data": 4, "expert": 2}
 
-
-@pytest.mark.parametrize(
-    ("routing", "dispatcher", "mesh"),
-    [
-        *((routing, "capacity", SPLIT_ALL_WAYS) for routing in OTHER_ROUTINGS),
-        ("deepseek_v3", "einsum", MANY_COPIES),
-        ("random", "einsum", MANY_COPIES),
-    ],
-    ids=str,
-)
-def test_results_do_not_depend_on_the_mesh(routing, dispatcher, mesh):
-    with jax.enable_x64(True):
-        runs = (make_run(sizes, routing, dispatcher, "float64") for sizes in ({}, mesh))
-        expected, actual = (train(run, routing, 2) for run in runs)
-        assert_equal_to(expected, actual, 1e-9)
+@over_the_table(OTHER_ROUTINGS, MESHES)
+def test_five_steps(routing, dispatcher, mesh):
+    assert_same_five_steps(routing, dispatcher, mesh)
 
 
 def test_every_router_is_in_the_tables():
-    assert {fields["moe.router"] for fields in (ROUTINGS | OTHER_ROUTINGS).values()} == set(ROUTERS)
+    assert {fields["moe.router"] for fields in ALL_ROUTINGS.values()} == set(ROUTERS)

@@ -41,12 +41,16 @@ def test_gpus_that_do_not_divide_are_refused():
         share_of_gpus(0, 3, ["0", "1"])
 
 
+def write_program(path, script):
+    """A stand-in for a program of this name."""
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
 @pytest.fixture
 def machine_with_gpus(tmp_path, monkeypatch):
     """A PATH whose nvidia-smi lists four GPUs, as the real one does."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nprintf '0\\n1\\n2\\n3\\n'\n")
-    program.chmod(0o755)
+    write_program(tmp_path / "nvidia-smi", "printf '0\\n1\\n2\\n3\\n'")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
@@ -63,19 +67,29 @@ def test_gpus_are_those_listed_or_all_of_the_machine(machine_with_gpus):
     assert visible_gpus({"PATH": "/nowhere"}) == []
 
 
+def test_a_driver_that_does_not_answer_has_no_gpus(machine_with_gpus, tmp_path):
+    write_program(tmp_path / "nvidia-smi", "echo 'NVIDIA-SMI has failed'; exit 9")
+    assert visible_gpus(os.environ) == []
+
+
 def test_a_cell_finds_its_own_gpus_in_its_environment(machine_with_gpus, tmp_path):
     """The process is a stand-in that writes down what it sees."""
     seen = tmp_path / "seen"
-    program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\necho "$CUDA_VISIBLE_DEVICES" >> {seen}\n')
-    program.chmod(0o755)
-    machine_with_gpus.setattr("sys.executable", str(program))
+    write_program(tmp_path / "python", f'echo "$CUDA_VISIBLE_DEVICES" >> {seen}')
+    machine_with_gpus.setattr("sys.executable", str(tmp_path / "python"))
     launcher = LocalProcesses(2)
     for slot in (0, 1):
         handle = launcher.start(tmp_path, slot)
         while handle.poll() is None:
             time.sleep(0.01)
     assert seen.read_text().split() == ["0,1", "2,3"]
+
+
+def test_the_devices_counted_are_those_of_one_cell(machine_with_gpus, tmp_path):
+    """The process is a stand-in that counts the GPUs it sees, as JAX would."""
+    write_program(tmp_path / "python", 'echo "$CUDA_VISIBLE_DEVICES" | tr , "\\n" | wc -l')
+    machine_with_gpus.setattr("sys.executable", str(tmp_path / "python"))
+    assert [LocalProcesses(slots).count_devices() for slots in (1, 2)] == [4, 2]
 
 
 def test_a_jax_that_does_not_start_is_one_line(monkeypatch):
