@@ -150,7 +150,7 @@ def assert_same_five_steps(routing, dispatcher, mesh):
 
 
 def _is_quick(routing, dispatcher, mesh):
-    """Whether `make test` holds the row; `make test-slow` holds all."""
+    """Whether `make test` holds the row; `make test-slow` holds the others."""
     if routing in OTHER_ROUTINGS:
         return (mesh == MESHES[2]) if dispatcher == "capacity" else (mesh == MESHES[3] and routing in TWO_DISPATCHERS)
     return dispatcher in ("capacity", _only(routing)) or mesh in MESHES[1:3]
