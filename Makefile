@@ -56,7 +56,7 @@ lint: venv
 
 # docs/routers.md, from the registry of routers; a test holds the file to it.
 docs: venv
-	$(BIN)/python -m moe_jax.analysis.router_docs > docs/routers.md.new && mv docs/routers.md.new docs/routers.md
+	$(BIN)/python -m moe_jax.documentation.routers > docs/routers.md.new && mv docs/routers.md.new docs/routers.md
 
 # Trains a dense model and its Switch twin of equal FLOPs a token, then prints steps and time to the dense model's loss.
 compare: venv

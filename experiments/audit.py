@@ -11,10 +11,10 @@ from absl import flags
 
 from moe_jax import cli
 from moe_jax.audit.compile import compile_train_step
-from moe_jax.audit.report import audit, table
+from moe_jax.audit.table import audit, table
 from moe_jax.audit.targets import devices
+from moe_jax.journal.workdir import make_writable, write_json
 from moe_jax.parallel.mesh import make_mesh
-from moe_jax.train.workdir import make_writable, write_json
 
 TARGET = flags.DEFINE_string("target", None, 'Chips to compile for: "v5p:4x4x4", "h100:8", "h100:2x8".', required=True)
 

@@ -13,10 +13,10 @@ Writes WORKDIR/benchmark_SUITE.json.
 from absl import flags
 
 from moe_jax import cli
-from moe_jax.analysis import layer_benchmark, parallel_benchmark, router_benchmark
-from moe_jax.train.workdir import make_writable, write_json
+from moe_jax.benchmarks import layer, parallel, routers
+from moe_jax.journal.workdir import make_writable, write_json
 
-SUITES = {"layer": layer_benchmark.run, "parallel": parallel_benchmark.run, "routers": router_benchmark.run}
+SUITES = {"layer": layer.run, "parallel": parallel.run, "routers": routers.run}
 SUITE = flags.DEFINE_enum("suite", "layer", sorted(SUITES), "What to measure.")
 REPEATS = flags.DEFINE_integer("repeats", 21, "Timed turns of each candidate.", lower_bound=1)
 

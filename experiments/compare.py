@@ -10,9 +10,9 @@ from pathlib import Path
 from absl import flags
 
 from moe_jax import cli
-from moe_jax.analysis.compare import compare, plot, table
-from moe_jax.analysis.records import read_record
-from moe_jax.train.workdir import make_writable, write_json
+from moe_jax.journal.workdir import make_writable, write_json
+from moe_jax.report.compare import compare, plot, table
+from moe_jax.report.records import read_record
 
 RUNS = flags.DEFINE_multi_string(
     "runs",

@@ -10,3 +10,5 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from jaxtyping import install_import_hook  # noqa: E402, after the flags that JAX reads when it is imported
 
 install_import_hook("moe_jax", "beartype.beartype")
+
+pytest_plugins = ["tiny_run"]

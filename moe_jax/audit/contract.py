@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from moe_jax.audit.program import Collective
 from moe_jax.config.capacity import capacity
 from moe_jax.config.layers import moe_segments, num_moe_layers
 from moe_jax.config.schema import MoEConfig, RunConfig
@@ -21,7 +22,6 @@ from moe_jax.moe.router import columns
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.moe.routers.soft import Soft
 from moe_jax.parallel.mesh import DATA, EXPERT, FSDP, TENSOR
-from moe_jax.parallel.program import Collective
 from moe_jax.parallel.sharding import RULES
 from moe_jax.train.state import build_model
 

@@ -1,6 +1,6 @@
 """Every field of a run, its default and its meaning: the one place where configuration is declared.
 
-A config file in `configs/` starts from `default_config()` and assigns what differs. `moe_jax.config.resolve` turns the
+A config file in `configs/` starts from `default_config()` and assigns what differs. `moe_jax.resolve.resolve` turns the
 result into the frozen dataclasses below, or into one clear error.
 
 Fields marked [identity] define what is trained. A work directory refuses to continue with another value of them;

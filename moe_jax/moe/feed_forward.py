@@ -8,8 +8,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from moe_jax.config.counting import GATED
 from moe_jax.parallel.sharding import gather, param
+from moe_jax.resolve.counting import GATED
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,

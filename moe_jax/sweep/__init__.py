@@ -1,5 +1,5 @@
 """Sweeps: many runs of one configuration with some fields varied, each in a work directory and a process of its own.
 
 design -> cells -> ledger (what is done) -> scheduler -> launchers -> run_cell, which trains. The report of the results
-is `moe_jax.analysis.sweep_report`.
+is `moe_jax.report.sweep`.
 """

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from moe_jax.journal.metrics import last_line
+from moe_jax.journal.progress import duration, quantity
 from moe_jax.sweep.cells import Cell
 from moe_jax.sweep.ledger import FAILED, FINISHED, Ledger
 from moe_jax.sweep.scheduler import Running, Scheduler
-from moe_jax.train.metrics import last_line
-from moe_jax.train.progress import duration, quantity
 
 REFRESH_SECONDS = 1.0
 ROWS = 30

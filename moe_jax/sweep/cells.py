@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from moe_jax.analysis.cells import matches
-from moe_jax.config.resolve import ConfigError, check_field, resolve
 from moe_jax.config.schema import RunConfig, flatten
+from moe_jax.report.points import matches
+from moe_jax.resolve.resolve import ConfigError, check_field, resolve
 from moe_jax.sweep.derive import with_fields
 from moe_jax.sweep.design import Point, Sweep
 

@@ -5,11 +5,11 @@ import math
 import ml_collections
 
 from moe_jax.config.capacity import capacity
-from moe_jax.config.counting import count
 from moe_jax.config.layers import moe_segments
-from moe_jax.config.resolve import ConfigError, check_field, resolve
 from moe_jax.config.schema import RunConfig
 from moe_jax.parallel.mesh import TOKEN_AXES
+from moe_jax.resolve.counting import count
+from moe_jax.resolve.resolve import ConfigError, check_field, resolve
 from moe_jax.sweep.design import Derivation, Point
 
 

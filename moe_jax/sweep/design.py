@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import ml_collections
 from scipy.stats import qmc
 
-from moe_jax.analysis.cells import matches
+from moe_jax.report.points import matches
 
 Point = dict[str, Any]  # {"moe.num_experts": 8, ...}: the fields in which a cell differs from the base config
 Derivation = Callable[[ml_collections.ConfigDict, list[Point]], list[Point]]

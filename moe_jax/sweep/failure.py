@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_jax.journal.event_file import EventFile, session_end, session_start
+from moe_jax.journal.workdir import write_json
 from moe_jax.train import report
-from moe_jax.train.event_file import EventFile, session_end, session_start
-from moe_jax.train.workdir import write_json
 
 FAILURE = "failure.json"
 

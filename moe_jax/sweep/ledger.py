@@ -2,7 +2,7 @@
 
     sweep.json            the cells and their configurations, written once
     sweep.csv             one row a cell, rewritten whole whenever one ends
-    report.md, *.png      see moe_jax/analysis/sweep_report.py
+    report.md, *.png      see moe_jax/report/sweep.py
     compiled/             compiled programs, shared by the cells
     cells/NAME/           a work directory as train.py makes it, with cell.json (what it is), wall_seconds.json,
                           log.txt and, of a failed cell, failure.json
@@ -20,10 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from moe_jax.analysis.cells import CellResult
+from moe_jax.journal.workdir import SUMMARY, is_finished, make_writable, write_json
+from moe_jax.report.points import CellResult
 from moe_jax.sweep import failure
 from moe_jax.sweep.cells import Cell
-from moe_jax.train.workdir import SUMMARY, is_finished, make_writable, write_json
 
 FINISHED, FAILED, INTERRUPTED, PENDING = "finished", "failed", "interrupted", "pending"
 SWEEP = "sweep.json"

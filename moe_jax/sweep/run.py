@@ -8,8 +8,9 @@ from pathlib import Path
 import ml_collections
 from absl import logging
 
-from moe_jax.analysis.sweep_report import write_report
 from moe_jax.config.schema import DataConfig
+from moe_jax.journal.workdir import make_writable
+from moe_jax.report.sweep import write_report
 from moe_jax.sweep.board import Board
 from moe_jax.sweep.cells import Cell, make_cells
 from moe_jax.sweep.derive import with_fields
@@ -18,7 +19,6 @@ from moe_jax.sweep.launchers import Launcher
 from moe_jax.sweep.ledger import FINISHED, Ledger, is_held, locked
 from moe_jax.sweep.scheduler import Scheduler
 from moe_jax.train.signals import StopRequest
-from moe_jax.train.workdir import make_writable
 
 SMOKE_CELLS = 4
 SMOKE = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from moe_jax.config.resolve import restore
+from moe_jax.journal import workdir
+from moe_jax.resolve.resolve import restore
 from moe_jax.sweep import failure
 from moe_jax.sweep.ledger import CELL, is_held, locked
-from moe_jax.train import workdir
 from moe_jax.train.loop import train
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from absl import logging
 
-from moe_jax.config.resolve import ConfigError
 from moe_jax.config.schema import RunConfig
 from moe_jax.data import Corpus, gzip_bits_per_byte, unigram_bits_per_byte
-from moe_jax.train import workdir
+from moe_jax.journal import workdir
+from moe_jax.resolve.resolve import ConfigError
 from moe_jax.train.checkpoints import Checkpoints
 from moe_jax.train.evaluation import Evaluation
 from moe_jax.train.setup import set_up

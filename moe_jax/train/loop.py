@@ -8,18 +8,19 @@ import grain
 import jax
 from absl import logging
 
-from moe_jax.config.counting import count
-from moe_jax.config.describe import describe, markdown, warn
 from moe_jax.config.schema import RunConfig, flatten
 from moe_jax.data import train_iterator
-from moe_jax.train import report, workdir
+from moe_jax.journal import workdir
+from moe_jax.journal.metrics import MetricsWriter, last_line, training_seconds
+from moe_jax.journal.progress import Progress
+from moe_jax.parallel.hardware import peak_flops
+from moe_jax.resolve.counting import count
+from moe_jax.resolve.describe import describe, markdown, warn
+from moe_jax.train import report
 from moe_jax.train.checkpoints import Checkpoints
 from moe_jax.train.clock import Clock
 from moe_jax.train.evaluation import Evaluation
-from moe_jax.train.hardware import peak_flops
-from moe_jax.train.metrics import MetricsWriter, last_line, training_seconds
 from moe_jax.train.profile import Profile
-from moe_jax.train.progress import Progress
 from moe_jax.train.setup import Setup, set_up
 from moe_jax.train.signals import StopRequest
 from moe_jax.train.state import TrainState, init_state, num_params

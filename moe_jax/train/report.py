@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from moe_jax.config.counting import count
 from moe_jax.config.schema import RunConfig
+from moe_jax.journal.figures import expert_load_image
+from moe_jax.journal.metrics import MetricsWriter
 from moe_jax.moe.stats import PROBABILITY_BINS
+from moe_jax.resolve.counting import count
 from moe_jax.train.evaluation import Evaluation
-from moe_jax.train.figures import expert_load_image
-from moe_jax.train.metrics import MetricsWriter
 from moe_jax.train.step import StepMetrics
 
 HPARAMS_METRICS = (

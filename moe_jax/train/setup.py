@@ -12,11 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moe_jax.config.schema import RunConfig
 from moe_jax.data import Batch, Corpus, heldout_batches, load_corpus
+from moe_jax.optim.optimizer import make_optimizer
 from moe_jax.parallel.compiler_options import compiler_options
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
 from moe_jax.parallel.sharding import spec_of
 from moe_jax.train.evaluation import Evaluation, evaluate
-from moe_jax.train.optimizer import make_optimizer
 from moe_jax.train.state import Model, TrainState, Variables, abstract_state, build_model
 from moe_jax.train.step import EvalSums, StepMetrics, make_eval_step, make_train_step
 

@@ -17,10 +17,10 @@ from moe_jax.models.decoder import Text, as_variables
 from moe_jax.moe.balance import AuxiliaryLosses, auxiliary_losses, weighted
 from moe_jax.moe.balance_bias import updated_bias
 from moe_jax.moe.stats import RoutingStats, RoutingSums, max_violation, stats_of_layers
+from moe_jax.optim.optimizer import learning_rate
 from moe_jax.parallel.collectives import sum_over
 from moe_jax.parallel.mesh import TOKEN_AXES
 from moe_jax.parallel.sharding import spec_of
-from moe_jax.train.optimizer import learning_rate
 from moe_jax.train.state import Model, TrainState, Variables
 
 NOISE = 2**31  # folded into the seed for noise, which must not repeat the draws of the initial weights

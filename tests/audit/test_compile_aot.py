@@ -8,12 +8,12 @@ from jax import lax
 
 from moe_jax.audit.compile import compile_train_step
 from moe_jax.audit.contract import violations
+from moe_jax.audit.program import collectives, matmuls
 from moe_jax.audit.targets import devices
 from moe_jax.config import default_config
-from moe_jax.config.resolve import resolve
 from moe_jax.parallel import sharding
 from moe_jax.parallel.mesh import make_mesh
-from moe_jax.parallel.program import collectives, matmuls
+from moe_jax.resolve.resolve import resolve
 
 pytestmark = pytest.mark.aot
 LAYERS, MODEL, EXPERTS, LENGTH = 2, 512, 8, 256

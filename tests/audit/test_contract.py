@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from moe_jax.audit.compile import compile_train_step
 from moe_jax.audit.contract import exchange_bytes, violations
+from moe_jax.audit.program import collectives
 from moe_jax.config import MeshConfig, MoEConfig, default_config
-from moe_jax.config.resolve import resolve
 from moe_jax.moe import layer
 from moe_jax.moe.feed_forward import Experts
 from moe_jax.moe.layer import MoELayer
@@ -20,7 +20,7 @@ from moe_jax.moe.router import plain_tokens
 from moe_jax.parallel import exchange, sharding
 from moe_jax.parallel.collectives import sum_over
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
-from moe_jax.parallel.program import collectives
+from moe_jax.resolve.resolve import resolve
 
 apply_experts = Experts.__call__
 MESHES = (

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoders import B, L, build, call, make_run, text
 from flax import nnx
-from test_decoder import B, L, build, call, make_run, text
 
 SILENT = ("attention/out", "experts/down", "feed_forward/down")  # zero: no layer adds to the residual stream
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moe_jax.analysis.layer_benchmark import LayerCase, build, whole_layer
+from moe_jax.benchmarks.layer import LayerCase, build, whole_layer
 from moe_jax.moe.dispatch import permute
 
 

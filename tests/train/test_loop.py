@@ -8,7 +8,7 @@ from tensorboard.plugins.hparams import api_pb2
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.util import tensor_util
 
-from moe_jax.config.counting import count
+from moe_jax.resolve.counting import count
 from moe_jax.train.evaluate_checkpoint import evaluate_checkpoint
 from moe_jax.train.loop import train
 from moe_jax.train.setup import Setup

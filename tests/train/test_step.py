@@ -8,10 +8,10 @@ import optax
 import pytest
 
 from moe_jax.data import Batch
+from moe_jax.journal.metrics import MetricsWriter
 from moe_jax.moe.balance import AuxiliaryLosses, balance_loss, importance_loss, z_loss
+from moe_jax.optim.optimizer import learning_rate
 from moe_jax.train import report
-from moe_jax.train.metrics import MetricsWriter
-from moe_jax.train.optimizer import learning_rate
 from moe_jax.train.state import Variables
 from moe_jax.train.step import Losses, _accumulate, _make_loss
 

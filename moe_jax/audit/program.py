@@ -1,0 +1,235 @@
+"""What a compiled step really does: which collectives it runs over which mesh axes, how many bytes they send, what
+runs beside them, and in what precision it multiplies.
+
+    text = compiled.as_text()
+    for collective in collectives(text, mesh):
+        print(collective.kind, collective.axes, collective.count * bytes_sent(collective, mesh), collective.source)
+
+The partitioner and the backends are free to replace what was written: a gather over two axes by an all-reduce of a
+padded buffer, a reduce-scatter by an all-reduce. So contracts about communication are checked here, on the optimised
+program, and not on the source.
+"""
+
+import math
+import re
+from typing import NamedTuple
+
+from jax.sharding import AbstractMesh, Mesh
+
+from moe_jax.audit.hlo import Instruction, Program, arrays, parse
+from moe_jax.audit.replica_groups import axes_of_groups, axes_of_pairs, replica_groups, source_target_pairs
+
+KINDS = ("all-to-all", "ragged-all-to-all", "all-gather", "reduce-scatter", "all-reduce", "collective-permute")
+_MATMULS = ("dot", "convolution", "ragged-dot")
+_GEMM_TARGETS = ("gemm", "matmul")  # in the names of library calls: __cublas$gemm, __onednn$matmul
+# Opcodes that take time of their own; the rest renames, waits or moves what is already on the device.
+_WORK = (
+    *_MATMULS,
+    *KINDS,
+    "fusion",
+    "custom-call",
+    "while",
+    "call",
+    "conditional",
+    "sort",
+    "scatter",
+    "gather",
+    "reduce",
+)
+
+
+class Collective(NamedTuple):
+    """One collective instruction of a compiled program."""
+
+    kind: str  # one of KINDS
+    axes: tuple[str, ...]  # mesh axes that its groups span, in mesh order; (): see `group_size`
+    group_size: int  # devices that take part together. With axes (): 1 = no partner; more = no product of axes fits
+    bytes: float  # of the whole buffer on one device, once: gathered, to be scattered, reduced, exchanged or passed on
+    count: float  # runs in one run of the program: trip counts of enclosing loops multiplied out
+    asynchronous: bool  # a start and a done, between which other work may run, instead of one blocking operation
+    overlapped: tuple[str, ...]  # opcodes of the work scheduled between the two, "dot" for any matmul; sorted
+    dtype: str  # of the payload, HLO's name; several joined by "+"
+    shapes: tuple[str, ...]  # of the results, one for each array that the compiler packed into the collective
+    op_name: str  # JAX's name of the operation
+    source: str  # the lines of Python that led to it, outermost first
+
+
+class Matmul(NamedTuple):
+    """One matrix product of a compiled program, also inside a fusion or as a library call."""
+
+    operands: tuple[str, str]  # element types, HLO's names
+    result: str
+    precision: tuple[str, ...]  # of each operand, "highest" ...; (): the backend's default
+    op_name: str
+    source: str
+
+
+def collectives(text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
+    """All collectives of an optimised module compiled for `mesh`, in the order of the text.
+
+    Raises ValueError for a collective inside a loop whose length cannot be found.
+    """
+    program = parse(text)
+    callers = _asynchronous_callers(program)
+    fusions = _fused(program)
+    found = []
+    for name, instructions in program.computations.items():
+        for index, instruction in enumerate(instructions):
+            if instruction.opcode.removesuffix("-start") in KINDS and program.executions.get(name):
+                sliced = name in fusions and _root(instructions).opcode == "dynamic-slice"
+                found.append(_collective(program, mesh, _Place(name, index), callers.get(name), sliced))
+    return found
+
+
+def bytes_sent(collective: Collective, mesh: Mesh | AbstractMesh) -> float:
+    """Bytes that one device sends in one run, by the ring formula over the n devices of a group.
+
+    (n - 1) / n of the buffer for all-gather, reduce-scatter and all-to-all, twice that for all-reduce, all of it for a
+    collective-permute. A ragged all-to-all is charged its whole receive buffer, as if it were full.
+    """
+    n = math.prod(mesh.shape[axis] for axis in collective.axes) if collective.axes else collective.group_size
+    if collective.kind == "collective-permute":
+        return collective.bytes
+    return collective.bytes * (n - 1) / n * (2 if collective.kind == "all-reduce" else 1)
+
+
+def matmuls(text: str) -> list[Matmul]:
+    """All matrix products of an optimised module."""
+    program = parse(text)
+    found = []
+    for instructions in program.computations.values():
+        shapes = {instruction.name: instruction.shape for instruction in instructions}
+        found += [_matmul(program, shapes, i) for i in instructions if _is_matmul(i)]
+    return found
+
+
+def _is_matmul(instruction: Instruction) -> bool:
+    target = instruction.text("custom_call_target")
+    return instruction.opcode in _MATMULS or any(name in target for name in _GEMM_TARGETS)
+
+
+def _matmul(program: Program, shapes: dict[str, str], instruction: Instruction) -> Matmul:
+    found = re.search(r'"?operand_precision"?[=:][{\[]([^}\]]*)[}\]]', instruction.attributes)
+    precision = tuple(found[1].replace('"', "").lower().split(",")) if found else ()
+    left, right = (arrays(shapes[name])[0].dtype for name in instruction.operands[:2])
+    return Matmul(
+        operands=(left, right),
+        result=arrays(instruction.shape)[0].dtype,
+        precision=() if set(precision) <= {"", "default"} else precision,
+        op_name=instruction.text("op_name"),
+        source=program.source(instruction),
+    )
+
+
+class _Place(NamedTuple):
+    """An instruction's place in the program."""
+
+    computation: str
+    index: int
+
+
+def _asynchronous_callers(program: Program) -> dict[str, _Place]:
+    """Where the start stands that runs a computation beside its caller, for every computation run that way."""
+    callers: dict[str, _Place] = {}
+    for name in reversed(program.computations):
+        for index, instruction in enumerate(program.computations[name]):
+            place = _Place(name, index) if instruction.opcode.endswith("-start") else callers.get(name)
+            if place is not None:
+                callers.update({callee: place for _, callee in instruction.callees()})
+    return callers
+
+
+def _collective(
+    program: Program, mesh: Mesh | AbstractMesh, place: _Place, caller: _Place | None, sliced: bool
+) -> Collective:
+    """The collective at a place.
+
+    `caller`: the start that runs its computation beside other work, if there is one. `sliced`: it stands in a fusion
+    that returns a slice. XLA for TPU writes some reduce-scatters like that: pad, all-reduce, this device's slice.
+    """
+    instructions = program.computations[place.computation]
+    instruction = instructions[place.index]
+    kind = instruction.opcode.removesuffix("-start")
+    paired = kind != instruction.opcode
+    start = place if paired else caller
+    pair = _pair(instructions, place.index) if paired else None
+    results = arrays(instructions[pair[1]].shape if pair else instruction.shape)
+    if paired and not pair:  # it ends elsewhere: what is known is the start's shape, operands first, then results
+        results = results[len(instruction.operands) :][: len(instruction.operands)] or results
+    axes, size = _span(instruction, mesh)
+    count = program.executions[place.computation]
+    if math.isnan(count):
+        raise ValueError(f"{kind} {instruction.name} is in a loop whose trip count is not in the program's text")
+    named = instruction if instruction.text("op_name") else _reduction(program, instruction)
+    return Collective(
+        kind="reduce-scatter" if kind == "all-reduce" and sliced else kind,
+        axes=axes,
+        group_size=size,
+        bytes=sum(array.bytes for array in results) * (size if kind == "reduce-scatter" else 1),
+        count=count,
+        asynchronous=start is not None and '"is_sync":true' not in instruction.attributes,
+        overlapped=_work(program, _between(program, start)) if start else (),
+        dtype="+".join(sorted({array.dtype for array in results})),
+        shapes=tuple(map(str, results)),
+        op_name=named.text("op_name"),
+        source=program.source(named),
+    )
+
+
+def _fused(program: Program) -> set[str]:
+    """Computations that are the inside of a fusion."""
+    fusions = (i for body in program.computations.values() for i in body if i.opcode.startswith("fusion"))
+    return {callee for fusion in fusions for _, callee in fusion.callees()}
+
+
+def _root(instructions: list[Instruction]) -> Instruction:
+    return next(instruction for instruction in instructions if instruction.root)
+
+
+def _reduction(program: Program, instruction: Instruction) -> Instruction:
+    """The sum inside a reducing collective, which still has its name where rewrites have lost the collective's."""
+    callee = dict(instruction.callees()).get("to_apply")
+    return _root(program.computations[callee]) if callee else instruction
+
+
+def _span(instruction: Instruction, mesh: Mesh | AbstractMesh) -> tuple[tuple[str, ...], int]:
+    """Mesh axes and size of a collective's groups."""
+    if instruction.opcode.startswith("collective-permute"):
+        axes = axes_of_pairs(source_target_pairs(instruction.attributes), mesh)
+        return axes, math.prod(mesh.shape[axis] for axis in axes)
+    groups = replica_groups(instruction.attributes, mesh.size)
+    return axes_of_groups(groups, mesh), groups.shape[1]
+
+
+def _pair(instructions: list[Instruction], start: int) -> tuple[int, int] | None:
+    """Where the asynchronous operation that begins at `start` has its operands, and where it ends; None: elsewhere.
+
+    On TPU's SparseCore the start only wakes the core (it has no operands) and an update hands over the data.
+    """
+    chain, launched = {instructions[start].name}, start
+    for index, instruction in enumerate(instructions[start + 1 :], start + 1):
+        if chain.intersection(instruction.operands[:1]):
+            if instruction.opcode.endswith("-done"):
+                return launched, index
+            if instruction.opcode.endswith("-update"):
+                chain.add(instruction.name)
+                launched = index if not instructions[launched].operands else launched
+    return None
+
+
+def _between(program: Program, start: _Place) -> list[Instruction]:
+    """What is scheduled while an asynchronous operation runs; nothing if its end is not in the same computation."""
+    instructions = program.computations[start.computation]
+    pair = _pair(instructions, start.index)
+    return instructions[pair[0] + 1 : pair[1]] if pair else []
+
+
+def _work(program: Program, instructions: list[Instruction]) -> tuple[str, ...]:
+    """Kinds of work among `instructions`; whatever contains a matrix product is "dot"."""
+    working = [i for i in instructions if i.opcode in _WORK]
+    return tuple(sorted({"dot" if _multiplies(program, i) else i.opcode for i in working}))
+
+
+def _multiplies(program: Program, instruction: Instruction) -> bool:
+    inside = (i for _, callee in instruction.callees() for i in program.computations[callee])
+    return _is_matmul(instruction) or any(_multiplies(program, i) for i in inside)

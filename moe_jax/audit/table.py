@@ -1,0 +1,63 @@
+"""What a compiled training step costs, as a table to read and as data."""
+
+import itertools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from moe_jax.audit.contract import violations
+from moe_jax.audit.program import bytes_sent, collectives
+from moe_jax.config.schema import RunConfig
+
+
+def audit(run: RunConfig, mesh: Mesh, compiled: jax.stages.Compiled, compile_seconds: float) -> dict[str, Any]:
+    """Memory and communication of a step, per device.
+
+    `collectives` has a row for each kind, axes and way of running: `count` runs a step, `bytes` their payload and
+    `bytes_sent` what the ring formula sends of it, both summed over the runs; `beside_matmul` counts those that have a
+    matrix product scheduled between their start and their done.
+    """
+    found = collectives(compiled.as_text(), mesh)
+    row_of = lambda c: (c.kind, c.axes, c.asynchronous)
+    rows = []
+    for (kind, axes, asynchronous), group in itertools.groupby(sorted(found, key=row_of), key=row_of):
+        members = list(group)
+        rows.append(
+            {
+                "kind": kind,
+                "axis": "+".join(axes),
+                "asynchronous": asynchronous,
+                "count": sum(c.count for c in members),
+                "bytes": sum(c.count * c.bytes for c in members),
+                "bytes_sent": sum(c.count * bytes_sent(c, mesh) for c in members),
+                "beside_matmul": sum(c.count for c in members if "dot" in c.overlapped),
+            }
+        )
+    return {
+        "devices": mesh.size,
+        "mesh": dict(mesh.shape),
+        "peak_memory_bytes": compiled.memory_analysis().peak_memory_in_bytes,
+        "bytes_sent": sum(row["bytes_sent"] for row in rows),
+        "collectives": rows,
+        "violations": violations(found, run, mesh),
+        "compile_seconds": compile_seconds,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The audit as Markdown."""
+    lines = [
+        f"{result['devices']} devices: {result['bytes_sent'] / 1e9:.2f} GB sent a device and step, peak memory "
+        f"{result['peak_memory_bytes'] / 1e9:.2f} GB, compiled in {result['compile_seconds']:.0f} s.",
+        "",
+        "| collective | over | asynchronous | runs a step | of them beside a matmul | GB sent |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['kind']} | {row['axis']} | {'yes' if row['asynchronous'] else 'no'} | {row['count']:.0f} "
+        f"| {row['beside_matmul']:.0f} | {row['bytes_sent'] / 1e9:.3f} |"
+        for row in result["collectives"]
+    ]
+    broken = result["violations"]
+    return "\n".join([*lines, "", "The collective contract holds." if not broken else "Broken: " + "; ".join(broken)])

@@ -1,0 +1,1 @@
+"""Benchmarks: ratios against references that take turns in the same run."""

@@ -1,0 +1,1 @@
+"""What is documented from the registries, and what is measured for it."""

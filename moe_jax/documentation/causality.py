@@ -1,0 +1,131 @@
+"""Do later tokens change what earlier ones get? Measured by changing them, for every router, dispatcher and drop order.
+
+    python -m moe_jax.documentation.causality
+
+prints the table. What the registries promise (`Router.causal`, `DropOrder.causal`) stands beside it.
+"""
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from moe_jax.config.schema import MeshConfig, MoEConfig
+from moe_jax.models.decoder import fan_in_init
+from moe_jax.moe.dispatch import DISPATCHERS
+from moe_jax.moe.layer import MoELayer
+from moe_jax.moe.plan import DROP_ORDERS
+from moe_jax.moe.router import TokenInfo
+from moe_jax.moe.routers import ROUTERS
+from moe_jax.parallel.mesh import make_mesh
+from moe_jax.report.markdown import rows
+
+GROUPS, TOKENS, D_MODEL, EXPERTS, VOCABULARY = 8, 64, 8, 4, 97
+TIGHT = 0.5  # capacity factor at which half of all choices are dropped
+
+
+class Case(NamedTuple):
+    """One way to route."""
+
+    router: str
+    top_k: int
+    drop_order: str
+    dispatcher: str
+
+    @property
+    def causal(self) -> bool:
+        """What the registries promise of training."""
+        return ROUTERS[self.router].causal and DROP_ORDERS[self.drop_order].causal(self.top_k)
+
+    @property
+    def causal_in_evaluation(self) -> bool:
+        """Likewise of evaluation."""
+        return ROUTERS[self.router].causal_in_evaluation and DROP_ORDERS[self.drop_order].causal(self.top_k)
+
+    def config(self, capacity_factor: float = TIGHT) -> MoEConfig:
+        """A small layer with jitter in training, where the router knows it."""
+        router = ROUTERS[self.router]
+        fields = {
+            "num_experts": EXPERTS,
+            "d_ff": 8,
+            "activation": "relu",
+            "group_size": TOKENS,
+            "capacity_factor": capacity_factor,
+            "eval_capacity_factor": capacity_factor,
+            "jitter": 0.1 if "jitter" in router.options else 0.0,
+            **router.fixed_fields,
+        }
+        return MoEConfig(**{**fields, **self._asdict()})
+
+
+class Leak(NamedTuple):
+    """Fractions of the first half's tokens whose output changes when the second half is replaced."""
+
+    training: float
+    evaluation: float
+    dropped: float  # choices without a slot, in training: without any, drop orders show nothing
+
+
+def cases() -> Iterator[Case]:
+    """Every registered router (K its own, or 1 and 2) in every drop order, by every dispatcher that it allows."""
+    for name, router in ROUTERS.items():
+        fixed = router.fixed_fields
+        for top_k in (router.required_top_k,) if router.required_top_k else range(router.least_top_k, 3):
+            for order in [fixed["drop_order"]] if "drop_order" in fixed else DROP_ORDERS:
+                for dispatcher in [fixed["dispatcher"]] if "dispatcher" in fixed else DISPATCHERS:
+                    yield Case(name, top_k, order, dispatcher)
+
+
+@functools.cache
+def measure(moe: MoEConfig) -> Leak:
+    """Routes random tokens twice, the second half of each group replaced the second time; the noise stays the same."""
+    layer = MoELayer(D_MODEL, moe, fan_in_init(1.0), nnx.Rngs(params=0))
+    graphdef, weights = nnx.split(layer)
+
+    def both(weights: nnx.State, x: Float[Array, "G T D"], ids: Int[Array, "G T"]):
+        layer = nnx.merge(graphdef, weights)
+        info = TokenInfo(ids, jnp.ones(ids.shape, bool), jax.random.split(jax.random.key(0), GROUPS), jnp.int32(0))
+        y, sums = layer(x, info, train=True)
+        evaluated, _ = layer(x, info._replace(keys=None), train=False)
+        return y, evaluated, jnp.sum(sums.dropped_by_rank) / jnp.sum(sums.wanted_by_rank)
+
+    replicated = PartitionSpec()
+    run = jax.jit(jax.shard_map(both, mesh=make_mesh(MeshConfig()), in_specs=replicated, out_specs=replicated))
+    x, ids = _tokens(seed=0)
+    other_x, other_ids = _tokens(seed=1)
+    first = np.arange(TOKENS) < TOKENS // 2
+    *before, dropped = run(weights, x, ids)
+    *after, _ = run(weights, np.where(first[:, None], x, other_x), np.where(first, ids, other_ids))
+    changed = [float(np.mean(_differ(a, b)[:, first])) for a, b in zip(before, after, strict=True)]
+    return Leak(*changed, dropped=float(dropped))
+
+
+def table() -> list[str]:
+    """The lines of a Markdown table of all cases."""
+    header = ["router", "K", "drop order", "dispatcher", "said to be causal", "leak in training", "in evaluation"]
+    body = []
+    for case in cases():
+        leak = measure(case.config())
+        said = "yes" if case.causal else "no"
+        body.append([*map(str, case), said, f"{leak.training:.0%}", f"{leak.evaluation:.0%}"])
+    return rows(header, body)
+
+
+def _tokens(seed: int) -> tuple[Float[np.ndarray, "G T D"], Int[np.ndarray, "G T"]]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(GROUPS, TOKENS, D_MODEL)).astype(np.float32)
+    return x, rng.integers(VOCABULARY, size=(GROUPS, TOKENS)).astype(np.int32)
+
+
+def _differ(a: Float[Array, "G T D"], b: Float[Array, "G T D"]) -> Bool[np.ndarray, "G T"]:
+    return np.any(np.asarray(a) != np.asarray(b), axis=-1)
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))

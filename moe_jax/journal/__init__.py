@@ -1,0 +1,1 @@
+"""What a run writes about itself and others read: metrics, event files, pictures, the work directory."""

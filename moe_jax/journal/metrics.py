@@ -1,0 +1,178 @@
+"""What a run writes about itself: WORKDIR/metrics.jsonl for programs, WORKDIR/tensorboard for eyes.
+
+Layout below WORKDIR:
+
+    metrics.jsonl          one line a call of `scalars`: {"step": 20, "train/loss": 5.1, ...}
+    tensorboard/           scalars, histograms, images, texts
+    tensorboard/hparams/   the HParams session and its final metrics
+
+The session lies in a run of its own because TensorBoard takes every scalar of a session's run for one of its metrics:
+there it finds the final ones and no others. No experiment record is written: TensorBoard would apply the first one it
+meets to all runs below its log directory; without one it infers the hyperparameters' domains, and which of them differ,
+from all runs together.
+"""
+
+import functools
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, SupportsFloat, TextIO
+
+import jax
+import numpy as np
+from jaxtyping import Real, UInt8
+
+from moe_jax.journal import event_file
+from moe_jax.journal.event_file import EventFile
+
+Array = np.ndarray | jax.Array
+
+
+def _first_process_only(method):
+    """The method on the first process of a multi-process run; nothing on the others."""
+
+    @functools.wraps(method)
+    def call(*args, **kwargs):
+        if jax.process_index() == 0:
+            method(*args, **kwargs)
+
+    return call
+
+
+class MetricsWriter:
+    """Writes a run's metrics; on processes other than the first every method does nothing.
+
+    After a restart from a checkpoint, `resumed_step` is the checkpoint's step: what an earlier life of the run logged
+    past it is dropped, since it will be logged again. With 0 the run starts over: metrics.jsonl starts empty.
+    Everything is flushed when a method returns, so that a killed run keeps its metrics. A name belongs to one kind of
+    value: the same for a scalar and an image, say, is a ValueError. Left by an exception, as a context manager, it ends
+    the HParams session as a failure.
+    """
+
+    @_first_process_only
+    def __init__(self, workdir: Path, resumed_step: int = 0):
+        first_step = resumed_step + 1 if resumed_step else 0
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._lines = _reopen_lines(workdir / "metrics.jsonl", first_step)
+        self._directory = workdir / "tensorboard"
+        event_file.drop_steps(self._directory, first_step)
+        self._events = EventFile(self._directory, first_step)
+        self._session: EventFile | None = None
+        self._metric_names: frozenset[str] = frozenset()
+        self._step = resumed_step
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception) -> None:
+        if kind is not None:
+            self.finish("failure", {})
+        self.close()
+
+    @_first_process_only
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        """One line of metrics.jsonl and the same numbers in TensorBoard.
+
+        JSON knows no NaN and no infinities: they are written as null. TensorBoard gets them as they are.
+        """
+        numbers = {name: float(value) for name, value in values.items()}
+        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        self._lines.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
+        self._lines.flush()
+        self._events.write(int(step), [event_file.scalar(name, value) for name, value in numbers.items()])
+        self._step = max(self._step, int(step))
+
+    @_first_process_only
+    def histogram(self, step: int, name: str, edges: Real[Array, " edges"], counts: Real[Array, " bins"]) -> None:
+        """A histogram that is already binned: bin i holds `counts[i]` values from `edges[i]` to `edges[i + 1]`.
+
+        Raises:
+            ValueError: there is not one edge more than there are bins.
+        """
+        self._events.write(int(step), [event_file.histogram(name, np.asarray(edges), np.asarray(counts))])
+
+    @_first_process_only
+    def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+        """An RGB image."""
+        self._events.write(int(step), [event_file.image(name, pixels)])
+
+    @_first_process_only
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """A text, rendered as Markdown."""
+        self._events.write(int(step), [event_file.text(name, markdown)])
+
+    @_first_process_only
+    def hparams(self, values: Mapping[str, bool | int | float | str], metric_names: Sequence[str]) -> None:
+        """Starts the run's HParams session, in place of one that an earlier life of the run left.
+
+        Args:
+            values: the hyperparameters, already flattened.
+            metric_names: which of the numbers given to `finish` are the session's metrics.
+        """
+        directory = self._directory / "hparams"
+        for old in directory.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._session = EventFile(directory, 0)
+        self._metric_names = frozenset(metric_names)
+        self._session.write(0, [event_file.session_start(values)])
+
+    @_first_process_only
+    def finish(self, status: Literal["success", "failure"], final: Mapping[str, SupportsFloat]) -> None:
+        """Ends the HParams session with its status and final metrics; nothing where `hparams` was not called."""
+        if self._session is None:
+            return
+        metrics = [event_file.scalar(name, float(value)) for name, value in final.items() if name in self._metric_names]
+        self._session.write(self._step, [*metrics, event_file.session_end(status)])
+        self._session.close()
+        self._session = None
+
+    @_first_process_only
+    def close(self) -> None:
+        """Closes all files; a session that was not finished stays without an end."""
+        self._lines.close()
+        self._events.close()
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+
+def _reopen_lines(path: Path, first_step: int) -> TextIO:
+    """Opens a JSONL file for appending, without its torn lines and those of steps from `first_step` on."""
+    old = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    rewritten = path.with_name(f"{path.name}.partial")
+    rewritten.write_text("".join(f"{line}\n" for line in old if _step_of(line) < first_step), encoding="utf-8")
+    os.replace(rewritten, path)
+    return path.open("a", encoding="utf-8")
+
+
+def last_line(workdir: Path, name: str) -> dict[str, float]:
+    """The newest whole line of metrics.jsonl that holds `name`, null read as NaN; {} where there is none."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in reversed(lines):
+        values = {} if math.isinf(_step_of(line)) else json.loads(line)
+        if name in values:
+            return {key: math.nan if value is None else float(value) for key, value in values.items()}
+    return {}
+
+
+def training_seconds(workdir: Path) -> float:
+    """Time spent on the steps of metrics.jsonl, over all lives of the run."""
+    seconds, step = 0.0, 0
+    path = workdir / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        values = json.loads(line)
+        if "train/step_seconds" in values:
+            seconds += (values["step"] - step) * values["train/step_seconds"]
+            step = values["step"]
+    return seconds
+
+
+def _step_of(line: str) -> int | float:
+    """The step of a line; infinite if the line is torn (the process was killed while writing it)."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf

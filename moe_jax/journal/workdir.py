@@ -1,0 +1,115 @@
+"""A work directory belongs to one run: its configuration is written at the first start and compared at every other."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_jax.config.schema import RunConfig, flatten, identity
+from moe_jax.resolve.resolve import ConfigError
+
+CONFIG = "config.json"
+DATA = "data_sha256"  # in it: which text the run was started on
+SUMMARY = "summary.json"
+
+
+def prepare(workdir: Path, run: RunConfig) -> None:
+    """Makes `workdir` where there is none, and checks that `run` may write into it; what it holds stays as it is.
+
+    Raises:
+      ConfigError: the directory cannot be written, or belongs to a run with another identity (named field by field).
+    """
+    make_writable(workdir)
+    if (workdir / CONFIG).exists():
+        check_identity(workdir, run)
+
+
+def check_data(workdir: Path, sha256: str) -> None:
+    """Raises ConfigError where the run in `workdir` was started on other text: a file changed, or Python's library."""
+    before = _read_config(workdir).get(DATA) if (workdir / CONFIG).exists() else None
+    if before not in (None, sha256):
+        raise ConfigError(
+            f"--workdir={workdir}: the text of data.source is not what the run was started on ({DATA} was {before}, is "
+            f"{sha256}), and held-out text may have been trained on: put it back, or choose another directory"
+        )
+
+
+def make_writable(workdir: Path) -> None:
+    """Makes `workdir` where there is none; raises ConfigError where nothing can be written to it."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".writable_{os.getpid()}"
+        probe.touch()
+        probe.unlink(missing_ok=True)  # another thread's
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written ({error.strerror}): choose another directory"
+        ) from None
+
+
+def claim(workdir: Path, run: RunConfig, sha256: str) -> None:
+    """Makes a prepared `workdir` the home of `run` on the text of that hash. To be called once the run can start.
+
+    So a mistyped data.source, say, can be corrected without another work directory.
+    """
+    write_json(workdir / CONFIG, {**flatten(run), DATA: sha256})
+
+
+def write_summary(workdir: Path, content: Mapping[str, Any]) -> None:
+    """Writes summary.json: the run is finished."""
+    write_json(workdir / SUMMARY, content)
+
+
+def is_finished(workdir: Path, steps: int) -> bool:
+    """Whether summary.json is there and is that of a run of `steps` steps."""
+    try:
+        return json.loads((workdir / SUMMARY).read_text())["steps"] == steps
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes all of `content` or, if the process dies meanwhile, leaves what was there.
+
+    JSON knows no NaN and no infinities: they are written as null.
+    """
+    draft = path.with_name(f"{path.name}.partial")
+    draft.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    os.replace(draft, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_identity(workdir: Path, run: RunConfig) -> None:
+    """Raises ConfigError unless `workdir` holds a run that trains the same thing as `run`."""
+    if not (workdir / CONFIG).exists():
+        raise ConfigError(f"--workdir={workdir} holds no run ({CONFIG} is missing): train one there first")
+    before = _read_config(workdir)
+    now = json.loads(json.dumps(identity(run)))  # tuples as lists, as they come back from the file
+    differing = [
+        f"{name} was {before.get(name)!r}, is {value!r}" for name, value in now.items() if before.get(name) != value
+    ]
+    if differing:
+        raise ConfigError(
+            f"--workdir={workdir} holds another run ({'; '.join(differing)}): choose another directory, or set the "
+            "fields back"
+        )
+
+
+def _read_config(workdir: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((workdir / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--workdir={workdir}: {CONFIG} cannot be read ({error}), so it is unknown which run lies there: put the "
+            "file back, or choose another directory"
+        ) from None
+    if not isinstance(config, dict):
+        raise ConfigError(f"--workdir={workdir}: {CONFIG} holds no configuration: choose another directory")
+    return config

@@ -1,0 +1,1 @@
+"""Optimisers and learning-rate schedules, all of them optax's."""

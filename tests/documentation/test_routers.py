@@ -1,0 +1,35 @@
+"""docs/routers.md is what the registry says today, and what it refers to exists."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from moe_jax.documentation.routers import document
+from moe_jax.moe.plan import DROP_ORDERS
+from moe_jax.moe.routers import ROUTERS
+from moe_jax.resolve.resolve import resolve
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_committed_file_is_what_the_generator_makes():
+    assert (ROOT / "docs" / "routers.md").read_text() == document(), "run `make docs`"
+
+
+def section_of(name):
+    return (ROOT / "docs" / "routers.md").read_text().split(f"\n## {name}\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_every_router_has_its_section_and_a_file_that_runs_it(name):
+    files = re.findall(r"--config=(configs/routers/\w+\.py)", section_of(name))
+    assert files
+    for file in files:
+        assert resolve(runpy.run_path(str(ROOT / file))["get_config"]()).moe.router == name
+
+
+@pytest.mark.parametrize("order", DROP_ORDERS)
+def test_every_drop_order_is_explained(order):
+    assert f"\n`{order}`: " in (ROOT / "docs" / "routers.md").read_text()

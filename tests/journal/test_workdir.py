@@ -1,0 +1,175 @@
+import dataclasses
+import json
+import os
+
+import pytest
+
+from moe_jax.journal import workdir
+from moe_jax.resolve.resolve import ConfigError
+
+OTHER_IDENTITY = {
+    "seed": 1,
+    "model.d_ff": 64,
+    "model.init_scale": 0.5,
+    "moe.num_experts": 2,
+    "moe.capacity_factor": 2.0,
+    "data.batch_size": 16,
+    "data.weights": (2.0,),
+    "train.learning_rate": 0.5,
+    "train.optimizer": "adafactor",
+    "train.accumulate": 2,
+}
+
+ALLOWED = {
+    "train.steps": 1000,
+    "train.profile": (1, 2),
+    "log.every": 7,
+    "eval.every": 7,
+    "eval.batches": 1,
+    "checkpoint.every": 7,
+    "checkpoint.keep": 7,
+    "model.remat": "full",
+    "model.loss_chunk": 8,
+    "model.attention_chunk": 8,
+    "moe.dispatcher": "einsum",
+    "moe.exchange_chunks": 2,
+    "moe.eval_capacity_factor": 3.0,
+    "data.cache_dir": "/elsewhere",
+}
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def claimed(make_run, tmp_path):
+    """A work directory of the tiny run, with some results."""
+    directory = tmp_path / "run"
+    workdir.prepare(directory, make_run())
+    workdir.claim(directory, make_run(), "some text")
+    (directory / "metrics.jsonl").write_text('{"step": 1}\n')
+    return directory
+
+
+def test_preparing_writes_nothing(make_run, tmp_path):
+    workdir.prepare(tmp_path / "a/b", make_run())
+    assert content(tmp_path / "a/b") == {}
+
+
+def test_the_same_run_is_welcome(make_run, claimed):
+    before = content(claimed)
+    workdir.prepare(claimed, make_run())
+    workdir.claim(claimed, make_run(), "some text")
+    assert content(claimed) == before
+    assert json.loads(before["config.json"])["moe.num_experts"] == 4
+
+
+@pytest.mark.parametrize("field", OTHER_IDENTITY)
+def test_another_run_is_refused(make_run, claimed, field):
+    before = content(claimed)
+    with pytest.raises(ConfigError) as error:
+        workdir.prepare(claimed, make_run({field: OTHER_IDENTITY[field]}))
+    value = OTHER_IDENTITY[field]
+    shown = list(value) if isinstance(value, tuple) else value
+    assert f"{field} was " in str(error.value) and f", is {shown!r})" in str(error.value)
+    assert str(error.value).count(" was ") == 1
+    assert content(claimed) == before
+
+
+def test_every_differing_field_is_named(make_run, claimed):
+    before = content(claimed)
+    with pytest.raises(ConfigError) as error:
+        workdir.prepare(claimed, make_run(OTHER_IDENTITY | ALLOWED))
+    assert [field for field in OTHER_IDENTITY if f"{field} was " not in str(error.value)] == []
+    assert str(error.value).count(" was ") == len(OTHER_IDENTITY)
+    assert "\n" not in str(error.value)
+    assert content(claimed) == before
+
+
+@pytest.mark.parametrize("field", ALLOWED)
+def test_what_does_not_change_the_training_may_change(make_run, claimed, field):
+    run = make_run({field: ALLOWED[field]})
+    workdir.prepare(claimed, run)
+    workdir.claim(claimed, run, "some text")
+    written = json.loads((claimed / "config.json").read_text())[field]
+    assert (tuple(written) if isinstance(written, list) else written) == ALLOWED[field]
+
+
+def test_the_mesh_may_change(make_run, claimed):
+    workdir.prepare(claimed, make_run({"mesh.data": 2, "mesh.expert": 4}, devices=8))
+
+
+def test_a_file_of_an_older_version(make_run, claimed):
+    config = json.loads((claimed / "config.json").read_text())
+    del config["moe.z_loss"]
+    (claimed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"\(moe.z_loss was None, is 0.0\)"):
+        workdir.prepare(claimed, make_run())
+
+
+TORN = {"empty": b"", "cut": b'{"seed": 0, "mod', "list": b"[]", "null": b"null", "binary": b"\xff\xfe"}
+
+
+@pytest.mark.parametrize("torn", TORN.values(), ids=TORN)
+def test_a_torn_config_is_one_line(make_run, claimed, torn):
+    (claimed / "config.json").write_bytes(torn)
+    before = content(claimed)
+    with pytest.raises(ConfigError, match=r"^--workdir=.*config.json .*choose another directory$"):
+        workdir.prepare(claimed, make_run())
+    assert content(claimed) == before
+
+
+@pytest.mark.parametrize("path", ["file", "file/below", "file/far/below"])
+def test_a_path_that_cannot_be_a_directory(make_run, tmp_path, path):
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(ConfigError, match=rf"^--workdir=.*{path} cannot be written \(.+\): choose another directory$"):
+        workdir.prepare(tmp_path / path, make_run())
+    assert content(tmp_path) == {"file": b"text"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_without_permission(make_run, tmp_path):
+    tmp_path.chmod(0o500)
+    for path in (tmp_path, tmp_path / "below"):
+        with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\)"):
+            workdir.prepare(path, make_run())
+
+
+def test_no_run_to_evaluate(make_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no run \(config.json is missing\): train one there first"):
+        workdir.check_identity(tmp_path, make_run())
+
+
+def test_json_is_written_whole_and_valid(tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text("before")
+    with pytest.raises(TypeError):
+        workdir.write_json(path, {"a": 1, "b": object()})
+    assert path.read_text() == "before"
+    workdir.write_json(path, {"nan": float("nan"), "inner": {"inf": float("inf"), "one": 1.5}, "text": "NaN"})
+    assert json.loads(path.read_text()) == {"nan": None, "inner": {"inf": None, "one": 1.5}, "text": "NaN"}
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_finished_is_what_the_summary_says(tmp_path):
+    assert not workdir.is_finished(tmp_path, 6)
+    workdir.write_summary(tmp_path, {"steps": 6})
+    assert workdir.is_finished(tmp_path, 6)
+    assert not workdir.is_finished(tmp_path, 8)
+
+
+def test_these_fields_are_all_there_is(make_run):
+    """A new field belongs to the identity unless it is listed: nothing slips through by omission."""
+    run = make_run()
+    rooms = {"model": run.model, "moe": run.moe, "data": run.data, "train": run.train}
+    fields = {f"{room}.{field.name}" for room, part in rooms.items() for field in dataclasses.fields(part)} | {"seed"}
+    free = {name for name in ALLOWED if name.split(".")[0] in rooms} | {"model.attention", "moe.temperature_steps"}
+    assert set(workdir.identity(run)) == fields - free
+
+
+def test_a_run_whose_text_has_changed_is_refused(tmp_path, make_run):
+    workdir.claim(tmp_path, make_run(), "old text")
+    workdir.check_data(tmp_path, "old text")
+    with pytest.raises(ConfigError, match="data_sha256 was old text, is new text"):
+        workdir.check_data(tmp_path, "new text")

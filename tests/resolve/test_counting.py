@@ -1,0 +1,212 @@
+import re
+from decimal import Decimal
+
+import jax
+import numpy as np
+import pytest
+from configurations import load, run_of
+
+from moe_jax.config.layers import segments
+from moe_jax.config.schema import MeshConfig
+from moe_jax.data import Batch
+from moe_jax.parallel.mesh import make_mesh
+from moe_jax.resolve.counting import count, feed_forward_params
+from moe_jax.train.state import Variables, build_model, num_params
+from moe_jax.train.step import make_eval_step
+
+
+def abstract_model(run):
+    """The real model, shapes only."""
+    return build_model(run, make_mesh(MeshConfig()))
+
+
+def real_counts(run):
+    """Total, active and embedding parameters, and FLOPs a token, by the names of the real tree."""
+    total = active = embedding = products = 0
+    for path, leaf in jax.tree.leaves_with_path(abstract_model(run).abstract):
+        names = [str(getattr(key, "key", key)) for key in path]
+        size = int(np.prod(leaf.shape, dtype=object))
+        total += size
+        if "experts" in names:
+            moe = segments(run)[path[1].key].moe
+            size = size * moe.top_k // moe.num_experts
+        active += size
+        embedding += size if names[0] in ("embedding", "head") else 0
+        looked_up = names[0] == "embedding" and not run.model.tie_embeddings
+        vector = names[-1] in ("scale", "bias")
+        products += 0 if looked_up or vector else size * (3 if names[-1] == "phi" else 1)  # phi: into slots, and out
+    scores = 2 * run.data.sequence_length * run.model.num_heads * run.model.head_dim * run.model.num_layers
+    return total, active, embedding, 6 * (products + scores)
+
+
+MOE = {"moe.num_experts": 4, "moe.router": "top_k", "moe.top_k": 3}
+EXPERT_CHOICE = {"moe.num_experts": 4, "moe.router": "expert_choice", "moe.top_k": 2, "moe.balance_loss": 0.0}
+SOFT = {**EXPERT_CHOICE, "moe.router": "soft", "moe.dispatcher": "einsum"}
+SHAPES = {
+    "dense": {},
+    "dense gated": {"model.activation": "swiglu"},
+    "tied": {"model.tie_embeddings": True},
+    "grouped queries": {"model.num_kv_heads": 2},
+    "wide heads": {"model.head_dim": 32, "model.num_kv_heads": 1},
+    "every layer": MOE,
+    "top-1": {"moe.num_experts": 4},
+    "every second and a rest": {**MOE, "model.num_layers": 5, "moe.every": 2},
+    "first dense": {**MOE, "model.num_layers": 4, "moe.first_dense": 2},
+    "router bias": {**MOE, "moe.router_bias": True},
+    "null experts": {**MOE, "moe.null_experts": 2, "moe.router_bias": True, "moe.bias_rate": 0.001},
+    "sigmoid": {**MOE, "moe.router": "sigmoid"},
+    "noise": {**MOE, "moe.router": "noisy_top_k"},
+    "sinkhorn": {**MOE, "moe.router": "sinkhorn"},
+    "hash": {**MOE, "moe.router": "hash", "moe.balance_loss": 0.0},
+    "random": {**MOE, "moe.router": "random", "moe.balance_loss": 0.0, "moe.num_shared_experts": 1},
+    "shared experts": {**MOE, "moe.num_shared_experts": 2},
+    "shared experts of their own size": {**MOE, "moe.num_shared_experts": 2, "moe.shared_d_ff": 40},
+    "expert size": {**MOE, "moe.d_ff": 24},
+    "fine-grained experts": {**MOE, "moe.d_ff": 24, "moe.fine_grained": 3, "moe.num_shared_experts": 1},
+    "layers of their own": {
+        **MOE,
+        "model.num_layers": 7,
+        "moe.first_dense": 1,
+        "moe.every": 2,
+        "moe.num_experts_by_layer": (2, 4, 4),
+        "moe.top_k_by_layer": (1, 2, 3),
+    },
+    "gated experts": {**MOE, "model.num_layers": 4, "moe.every": 2, "moe.activation": "geglu"},
+    "expert choice": {**EXPERT_CHOICE, "moe.capacity_factor": 1.0},
+    "soft": {**SOFT, "moe.capacity_factor": 1.0, "moe.eval_capacity_factor": 1.0},
+    "gated dense layers": {
+        **MOE,
+        "model.num_layers": 4,
+        "moe.every": 2,
+        "model.activation": "geglu",
+        "moe.activation": "gelu",
+    },
+    "everything": {
+        **MOE,
+        "model.num_layers": 6,
+        "model.activation": "swiglu",
+        "model.num_kv_heads": 1,
+        "model.tie_embeddings": True,
+        "moe.first_dense": 1,
+        "moe.every": 2,
+        "moe.d_ff": 40,
+        "moe.num_shared_experts": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("fields", SHAPES.values(), ids=SHAPES)
+def test_counts_are_those_of_the_real_tree(fields):
+    run = run_of(fields)
+    assert tuple(count(run)) == real_counts(run)
+
+
+def test_a_dense_model_is_all_active():
+    counts = count(run_of({}))
+    assert counts.total_params == counts.active_params
+
+
+def test_feed_forward_by_hand():
+    assert feed_forward_params(4, 8, "relu") == feed_forward_params(4, 8, "gelu") == 64
+    assert feed_forward_params(4, 8, "swiglu") == feed_forward_params(4, 8, "geglu") == 96
+
+
+PUBLISHED = {  # total, active; None: to the last digit printed
+    "glam_0b1_64e.py": ("1.9B", None, "145M", 0.06),
+    "glam_1b7_64e.py": ("27B", None, "1.879B", None),
+    "glam_8b_64e.py": ("143B", None, "9.8B", None),
+    "glam_64b_64e.py": ("1.2T", None, "96.6B", None),
+    "mixtral_8x7b.py": ("46.7B", None, "12.9B", None),
+}
+
+
+def within(counted, published, tolerance):
+    """Whether `counted` rounds to `published`, or lies within the relative tolerance."""
+    unit = Decimal({"M": 10**6, "B": 10**9, "T": 10**12}[published[-1]])
+    figure = Decimal(published[:-1])
+    if tolerance is None:
+        return (counted / unit).quantize(figure) == figure
+    return abs(counted / unit / figure - 1) <= tolerance
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_full_shape(name):
+    header, run = load(name)
+    total, total_tolerance, active, active_tolerance = PUBLISHED[name]
+    counts = count(run)
+    assert within(counts.total_params, total, total_tolerance)
+    assert within(counts.active_params, active, active_tolerance)
+    assert re.search(rf"published +{re.escape(total)} +{re.escape(active)}\n", header)
+    assert re.search(rf"counted +{counts.total_params:,} +{counts.active_params:,}\n", header)
+    assert num_params(abstract_model(run)) == counts.total_params
+
+
+def test_router_weights_by_hand():
+    """Two MoE layers, d_model 64, four experts: what the router adds to parameters and to FLOPs, 6 a weight."""
+    without = count(run_of({**MOE, "moe.router": "hash", "moe.balance_loss": 0.0}))
+    for fields, weights, biases in (
+        ({}, 64 * 4, 0),
+        ({"moe.router_bias": True}, 64 * 4, 4),
+        ({"moe.null_experts": 2, "moe.router_bias": True}, 64 * 6, 6),
+        ({"moe.router": "noisy_top_k"}, 2 * 64 * 4, 0),
+    ):
+        counts = count(run_of({**MOE, **fields}))
+        assert counts.total_params - without.total_params == 2 * (weights + biases)
+        assert counts.active_params - without.active_params == 2 * (weights + biases)
+        assert counts.flops_per_token - without.flops_per_token == 6 * 2 * weights
+
+
+def test_rounding_is_not_lenient():
+    assert within(143_400_000_000, "143B", None)
+    assert not within(143_600_000_000, "143B", None)
+    assert not within(154_000_000, "145M", 0.06)
+
+
+def test_experts_that_choose_are_active_as_often_as_they_have_slots():
+    dense, sparse = (count(run_of({**EXPERT_CHOICE, "moe.capacity_factor": f})).active_params for f in (1.0, 1.5))
+    expert = feed_forward_params(64, 256, "relu")
+    assert sparse - dense == 2 * 1 * expert  # 2 layers, 3 experts a token and not 2
+
+
+FLOPS = {
+    "dense": {"model.activation": "geglu", "model.num_kv_heads": 2, "model.head_dim": 32},
+    "moe": {
+        "model.activation": "geglu",
+        "model.tie_embeddings": True,
+        "moe.num_experts": 4,
+        "moe.top_k": 2,
+        "moe.every": 2,
+        "moe.router": "gshard",
+        "moe.activation": "gelu",
+        "moe.d_ff": 256,
+        "moe.num_shared_experts": 1,
+        "moe.eval_capacity_factor": 1.0,
+        "moe.group_size": 128,
+    },
+    "expert choice": {**EXPERT_CHOICE, "moe.every": 2, "moe.eval_capacity_factor": 1.0, "moe.capacity_factor": 1.0},
+    "soft": {**SOFT, "moe.every": 2, "moe.eval_capacity_factor": 1.0, "moe.capacity_factor": 1.0},
+}
+
+
+@pytest.mark.parametrize("fields", FLOPS.values(), ids=FLOPS)
+def test_flops_are_those_that_xla_counts(fields):
+    """Of a forward pass: a third. XLA adds what is no matrix product (softmax, norms, rotary positions): at most 2%.
+
+    With a capacity factor of 1 there are as many slots as choices, C * E = K * T, so every expert FLOP that is executed
+    is one of the model's. Each segment is one repeat of its pattern: XLA counts a loop's body once.
+    """
+    batch, length, vocab = 2, 64, 768
+    fields = {"model.d_model": 256, "model.d_ff": 512, "model.vocab_size": vocab, "data.batch_size": batch, **fields}
+    layers = 2 if "moe.every" in fields else 1
+    run = run_of(
+        {**fields, "model.num_layers": layers, "data.sequence_length": length, "moe.group_size": batch * length}
+    )
+    mesh = make_mesh(run.mesh)
+    model = build_model(run, mesh)
+    step = make_eval_step(run, mesh, model, domains=1, bytes_per_token=np.ones(vocab, np.int32))
+    tokens = jax.ShapeDtypeStruct((batch, length), np.int32)
+    sequences = jax.ShapeDtypeStruct((batch,), np.int32)
+    variables = Variables(jax.ShapeDtypeStruct((), np.int32), model.abstract, model.balance_bias)
+    compiled = jax.jit(step).lower(variables, Batch(tokens, tokens, tokens, sequences)).compile()
+    forward = count(run).flops_per_token / 3 * batch * length
+    assert 1 <= compiled.cost_analysis()["flops"] / forward <= 1.02

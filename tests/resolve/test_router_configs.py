@@ -1,0 +1,23 @@
+"""The files of `configs/routers/`: one for each router, of the size of `switch_small.py`."""
+
+import re
+
+import pytest
+from configurations import ROOT, load
+
+from moe_jax.moe.routers import ROUTERS
+from moe_jax.resolve.counting import count
+
+FILES = sorted(path.stem for path in (ROOT / "configs" / "routers").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_has_the_flops_of_switch_small_and_names_its_paper(name):
+    header, run = load(f"routers/{name}.py")
+    flops = count(run).flops_per_token / count(load("switch_small.py").run).flops_per_token
+    assert 0.97 < flops < 1.03
+    assert re.search(r"\b20\d\d\b", header) or name == "random"
+
+
+def test_every_router_has_a_file():
+    assert {load(f"routers/{name}.py").run.moe.router for name in FILES} >= set(ROUTERS)
