@@ -29,7 +29,7 @@ def get_config():
     config.model.head_dim = 128
     config.model.vocab_size = 32_000
     config.model.activation = "swiglu"
-    config.model.rope_theta = 1e6
+    config.attention.rope_theta = 1e6
     config.model.norm_eps = 1e-5
     config.model.dtype = "bfloat16"
     config.model.remat = "save_exchange"

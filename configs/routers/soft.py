@@ -18,7 +18,6 @@ def get_config():
     config = runpy.run_path(str(Path(__file__).parents[1] / "switch_small.py"))["get_config"]()
     config.moe.router = "soft"
     config.moe.top_k = 1
-    config.moe.dispatcher = "einsum"
     config.moe.group_size = 128
     config.moe.capacity_factor = 0.25
     config.moe.eval_capacity_factor = 0.25

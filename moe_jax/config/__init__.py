@@ -1,6 +1,7 @@
-"""Configuration: declared once (`schema`), checked once (`resolve`), counted without building anything (`counting`)."""
+"""Configuration: every field (`schema`), what each layer is made of (`layers`), capacity, and rules for checks."""
 
 from moe_jax.config.schema import (
+    AttentionConfig,
     CheckpointConfig,
     DataConfig,
     EvalConfig,
@@ -16,6 +17,7 @@ from moe_jax.config.schema import (
 )
 
 __all__ = [
+    "AttentionConfig",
     "CheckpointConfig",
     "DataConfig",
     "EvalConfig",

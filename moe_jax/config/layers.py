@@ -1,45 +1,87 @@
-"""Which layers are of which kind: the model's segments, as data."""
+"""What each layer is made of, and how layers repeat: the model as data, in segments that are scanned."""
 
 import dataclasses
 import itertools
 from typing import NamedTuple
 
-from moe_jax.config.schema import MoEConfig, RunConfig
+from moe_jax.config.schema import AttentionConfig, MoEConfig, RunConfig
 
-DENSE, MOE = "dense", "moe"
-BY_LAYER = ("num_experts", "top_k", "capacity_factor")  # fields of MoEConfig that FIELD_by_layer varies
+BY_LAYER = ("num_experts", "top_k", "capacity_factor", "router")  # fields of MoEConfig that FIELD_by_layer varies
+
+
+class DenseSpec(NamedTuple):
+    """A dense feed-forward network."""
+
+    d_ff: int
+    activation: str
+
+
+class LayerSpec(NamedTuple):
+    """The parts of one layer, in the order in which the residual stream meets them. None: the layer has no such part."""
+
+    attention: AttentionConfig | None
+    feed_forward: DenseSpec | MoEConfig
+    cross_attention: AttentionConfig | None = None  # to another sequence, between the other two
+
+    @property
+    def moe(self) -> MoEConfig | None:
+        """The settings of its experts; None where the feed-forward is dense."""
+        return self.feed_forward if isinstance(self.feed_forward, MoEConfig) else None
 
 
 class SegmentSpec(NamedTuple):
-    """`repeats` copies of a `pattern` of layer kinds, one after another: ("dense", "moe") x 6 is twelve layers."""
+    """`repeats` copies of a `pattern` of layers, one after another: (dense, MoE) x 6 is twelve layers.
 
-    pattern: tuple[str, ...]
+    The MoE layers of one segment have equal settings, so that their statistics stack.
+    """
+
+    pattern: tuple[LayerSpec, ...]
     repeats: int
-    moe: MoEConfig  # of its MoE layers
+
+    @property
+    def moe(self) -> MoEConfig | None:
+        """The settings of its MoE layers; None: it has none."""
+        return next((layer.moe for layer in self.pattern if layer.moe is not None), None)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers in all copies."""
+        return len(self.pattern) * self.repeats
 
     @property
     def num_moe_layers(self) -> int:
-        """MoE layers of all copies."""
-        return self.pattern.count(MOE) * self.repeats
+        """MoE layers in all copies."""
+        return sum(layer.moe is not None for layer in self.pattern) * self.repeats
+
+
+class MoESegment(NamedTuple):
+    """A segment that has MoE layers."""
+
+    moe: MoEConfig
+    num_moe_layers: int
 
 
 def segments(run: RunConfig) -> tuple[SegmentSpec, ...]:
     """The model from input to output; compile time grows with the number of segments, not of layers."""
     layers, moe = run.model.num_layers, run.moe
+    dense = LayerSpec(run.attention, DenseSpec(run.model.d_ff, run.model.activation))
     if moe.num_experts == 0:
-        return (SegmentSpec((DENSE,), layers, moe),)
-    pattern = (DENSE,) * (moe.every - 1) + (MOE,)
+        return (SegmentSpec((dense,), layers),)
+
+    def pattern(settings: MoEConfig) -> tuple[LayerSpec, ...]:
+        return (dense,) * (moe.every - 1) + (LayerSpec(run.attention, settings),)
+
     parts = (
-        SegmentSpec((DENSE,), moe.first_dense, moe),
-        *(SegmentSpec(pattern, len(list(equal)), one) for one, equal in itertools.groupby(moe_by_layer(run))),
-        SegmentSpec((DENSE,), (layers - moe.first_dense) % moe.every, moe),
+        SegmentSpec((dense,), moe.first_dense),
+        *(SegmentSpec(pattern(one), len(list(equal))) for one, equal in itertools.groupby(moe_by_layer(run))),
+        SegmentSpec((dense,), (layers - moe.first_dense) % moe.every),
     )
     return tuple(part for part in parts if part.repeats)
 
 
-def moe_segments(run: RunConfig) -> tuple[SegmentSpec, ...]:
+def moe_segments(run: RunConfig) -> tuple[MoESegment, ...]:
     """Those with MoE layers, one after another: neighbours differ in what they take from the lists by layer."""
-    return tuple(part for part in segments(run) if part.num_moe_layers)
+    return tuple(MoESegment(part.moe, part.num_moe_layers) for part in segments(run) if part.moe is not None)
 
 
 def num_moe_layers(run: RunConfig) -> int:

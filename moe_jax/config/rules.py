@@ -7,6 +7,10 @@ class Violation(Exception):
     """One broken condition; its text is the whole message."""
 
 
+class ConfigError(ValueError):
+    """What a user asked for cannot run; its text is one line that names field, value and remedy."""
+
+
 def positive(name: str, value: int | float) -> None:
     """Raises unless value > 0."""
     if not value > 0:

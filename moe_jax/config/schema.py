@@ -1,10 +1,13 @@
 """Every field of a run, its default and its meaning: the one place where configuration is declared.
 
-A config file in `configs/` starts from `default_config()` and assigns what differs. `moe_jax.resolve.resolve` turns the
-result into the frozen dataclasses below, or into one clear error.
+A config file in `configs/` starts from `default_config()` and assigns what differs. `moe_jax.resolve` turns the result
+into the frozen dataclasses below, or into one clear error.
 
 Fields marked [identity] define what is trained. A work directory refuses to continue with another value of them;
 everything else (steps, mesh, logging, evaluation, checkpoints) may change between restarts.
+
+The comment behind a field, and the comment lines right above it where one line is too short, are its meaning:
+`docs/routers.md` is generated from them.
 """
 
 import dataclasses
@@ -14,7 +17,7 @@ import ml_collections
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The decoder-only transformer. [identity, but for `remat`, `attention`, `attention_chunk` and `loss_chunk`]"""
+    """The transformer. [identity, but for `remat` and `loss_chunk`]"""
 
     num_layers: int = 2
     d_model: int = 64
@@ -25,14 +28,22 @@ class ModelConfig:
     vocab_size: int = 264  # at least the tokenizer's size
     activation: str = "relu"  # dense feed-forward: relu, gelu (two matrices), swiglu, geglu (three, gated)
     tie_embeddings: bool = False  # output head = transposed input embedding
-    rope_theta: float = 10_000.0  # base of the rotary frequencies
     norm_eps: float = 1e-6
     init_scale: float = 1.0  # variance of a weight matrix is init_scale / fan_in; Switch trains with 0.1
     dtype: str = "float32"  # of activations and matmuls: float32, bfloat16 or float64; parameters stay float32
     remat: str = "none"  # kept for the backward pass: none (= keep all), full (recompute all), save_exchange
-    attention: str = "xla"  # implementation: xla (anywhere), cudnn (NVIDIA, bfloat16)
-    attention_chunk: int = 512  # query positions whose scores exist at once (xla)
     loss_chunk: int = 512  # positions of each sequence whose logits exist at once
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """How layers attend. The numbers of heads and their size are in `model`. [identity, but for `kernel` and `chunk`]"""
+
+    kind: str = "grouped_query"  # see moe_jax/models/attention/
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    window: int = 0  # a position sees itself and the window - 1 positions before it; 0: all positions before it
+    kernel: str = "xla"  # implementation: xla (anywhere), cudnn (NVIDIA, bfloat16)
+    chunk: int = 512  # query positions whose scores exist at once (xla)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +60,10 @@ class MoEConfig:
     activation: str = ""  # of the experts; "": model.activation
     fine_grained: int = 1  # split each expert into so many of d_ff / fine_grained, choose as many more; then 1 again
     num_experts_by_layer: tuple[int, ...] = ()  # of each MoE layer, num_experts being the largest; (): all alike
-    top_k_by_layer: tuple[int, ...] = ()  # likewise
-    capacity_factor_by_layer: tuple[float, ...] = ()  # likewise, in training
+    top_k_by_layer: tuple[int, ...] = ()  # of each MoE layer, top_k being the largest; (): all alike
+    # The training capacity factor of each MoE layer, capacity_factor being the largest; (): all alike.
+    capacity_factor_by_layer: tuple[float, ...] = ()
+    router_by_layer: tuple[str, ...] = ()  # of each MoE layer, router being the last; (): all alike
     num_shared_experts: int = 0  # experts that every token visits, besides the routed ones
     shared_d_ff: int = 0  # hidden size of all shared experts together; 0: num_shared_experts * d_ff (the split one)
     null_experts: int = 0  # further choices that lead nowhere: a token that takes one saves the computation
@@ -70,7 +83,7 @@ class MoEConfig:
     second_expert: str = "always"  # gshard: keep the second expert always, by threshold, or at random
     second_threshold: float = 0.2  # gshard, second_expert=threshold: the gate from which it is kept
     jitter: float = 0.0  # multiply the router's input by a uniform draw from [1 - jitter, 1 + jitter] in training
-    dispatcher: str = "capacity"  # see moe_jax/moe/dispatch.py
+    dispatcher: str = "auto"  # see moe_jax/moe/dispatchers/; auto: the first that can carry the router's decisions
     exchange_dtype: str = ""  # of tokens on the wire, float32 or bfloat16; "": model.dtype
     exchange_chunks: int = 1  # pieces of the exchange: one may travel while the experts work on another
     capacity_factor: float = 1.25  # expert buffer in multiples of the balanced load, in training
@@ -85,6 +98,8 @@ class MoEConfig:
     bias_update: str = "sign"  # by the sign of a load's deviation from the mean, or "proportional" to it
     bias_steps: int = 0  # steps in which the bias moves, then it stays; 0: all
     z_loss: float = 0.0  # weight of the router z-loss; ST-MoE uses 0.001
+    penalty: str = ""  # a loss of the router's own weights, see moe_jax/moe/penalties.py
+    penalty_loss: float = 0.0  # weight of that loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +173,9 @@ class LogConfig:
     """Metrics in WORKDIR/metrics.jsonl and WORKDIR/tensorboard."""
 
     every: int = 20  # steps
+    # Writes the load of every expert each time: an array for each layer in metrics.jsonl, and a histogram in TensorBoard.
+    # Pruning and placement of experts start from it.
+    expert_loads: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +183,9 @@ class RunConfig:
     """A whole run."""
 
     seed: int = 0
+    task: str = "text"  # what is trained, see moe_jax/tasks/
     model: ModelConfig = ModelConfig()
+    attention: AttentionConfig = AttentionConfig()
     moe: MoEConfig = MoEConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -178,9 +198,9 @@ class RunConfig:
 NOT_IDENTITY = frozenset(
     {
         "model.remat",
-        "model.attention",
-        "model.attention_chunk",
         "model.loss_chunk",
+        "attention.kernel",
+        "attention.chunk",
         "moe.dispatcher",
         "moe.exchange_chunks",
         "moe.eval_capacity_factor",
@@ -207,5 +227,5 @@ def flatten(config: RunConfig) -> dict[str, object]:
 
 def identity(config: RunConfig) -> dict[str, object]:
     """The fields that define what is trained, flattened."""
-    rooms = ("seed", "model.", "moe.", "data.", "train.")
-    return {k: v for k, v in flatten(config).items() if k.startswith(rooms) and k not in NOT_IDENTITY}
+    trained = ("seed", "task", "model.", "attention.", "moe.", "data.", "train.")
+    return {k: v for k, v in flatten(config).items() if k.startswith(trained) and k not in NOT_IDENTITY}

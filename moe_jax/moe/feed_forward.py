@@ -9,7 +9,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from moe_jax.parallel.sharding import gather, param
-from moe_jax.resolve.counting import GATED
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,
@@ -17,6 +16,14 @@ ACTIVATIONS: dict[str, Callable] = {
     "swiglu": jax.nn.silu,
     "geglu": jax.nn.gelu,
 }
+
+
+GATED = frozenset({"swiglu", "geglu"})  # activations of networks with three matrices
+
+
+def feed_forward_params(d_model: int, d_ff: int, activation: str) -> int:
+    """Weights of one feed-forward network or one expert; there are no biases."""
+    return (3 if activation in GATED else 2) * d_model * d_ff
 
 
 class Weights(NamedTuple):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from moe_jax.moe.router import Routing, pick
+from moe_jax.moe.routing import Routing, pick
 
 
 class Plan(NamedTuple):

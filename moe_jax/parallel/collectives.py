@@ -4,8 +4,11 @@ XLA does not remove a collective of one participant everywhere (on CPU each is a
 and a value that never met an axis needs no sum over it. So one device runs the same code and pays for none of it.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 
+import jax
 from jax import lax
 from jaxtyping import Array, Int, PyTree
 
@@ -28,9 +31,10 @@ def max_over(x: Array, axes: Sequence[str]) -> Array:
 def varying(x: Array, axes: Sequence[str]) -> Array:
     """Marks `x`, equal on all devices along `axes`, as the place where their computations part.
 
-    The gradient of what follows is summed over `axes` here.
+    The gradient of what follows is summed over `axes` here. Along an axis where `x` varies already nothing changes.
     """
-    return lax.pcast(x, live(axes), to="varying") if live(axes) else x
+    apart = tuple(axis for axis in live(axes) if axis not in jax.typeof(x).vma)
+    return lax.pcast(x, apart, to="varying") if apart else x
 
 
 def index_over(axes: Sequence[str]) -> Int[Array, ""] | int:
@@ -52,3 +56,13 @@ def all_gather(x: Array, axes: Sequence[str], dim: int) -> Array:
 def all_to_all(x: Array, axis: str, split: int, concat: int) -> Array:
     """Cuts dimension `split` into a piece for each device along `axis` and joins the received ones along `concat`."""
     return lax.all_to_all(x, axis, split, concat, tiled=True) if live([axis]) else x
+
+
+def sum_parts(parts: Sequence[Array], axis: str) -> Array:
+    """The sum of `parts`. Those that vary over `axis` are this device's share of a sum, which is made once for all of
+    them together; the others are whole already.
+    """
+    shares = [part for part in parts if axis in jax.typeof(part).vma]
+    whole = [part for part in parts if axis not in jax.typeof(part).vma]
+    summed = [sum_over(functools.reduce(operator.add, shares), [axis])] if shares else []
+    return functools.reduce(operator.add, [*whole, *summed])

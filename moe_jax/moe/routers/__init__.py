@@ -3,10 +3,11 @@
 from moe_jax.moe.router import Router
 from moe_jax.moe.routers.controls import Hash, Random
 from moe_jax.moe.routers.expert_choice import ExpertChoice
+from moe_jax.moe.routers.gshard import GShard
 from moe_jax.moe.routers.noisy_top_k import NoisyTopK
 from moe_jax.moe.routers.sinkhorn import Sinkhorn
 from moe_jax.moe.routers.soft import Soft
-from moe_jax.moe.routers.top_k import GShard, Sigmoid, Switch, TopK
+from moe_jax.moe.routers.top_k import Sigmoid, Switch, TopK
 
 ROUTERS: dict[str, type[Router]] = {
     "switch": Switch,

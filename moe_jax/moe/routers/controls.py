@@ -11,7 +11,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 
 from moe_jax.config.schema import MoEConfig
-from moe_jax.moe.router import Router, Routing, TokenInfo, draw_per_group
+from moe_jax.moe.context import Context
+from moe_jax.moe.router import Router, draw_per_group
+from moe_jax.moe.routing import Routing
 
 SEED = 0x5EED  # of every hash: the same experts in every run
 
@@ -40,22 +42,22 @@ class Unlearned(Router):
         """See `Router.matmul_params`."""
         return 0
 
-    def __call__(self, x: Float[Array, "G T D"], info: TokenInfo) -> Routing:
+    def __call__(self, x: Float[Array, "G T D"], context: Context) -> Routing:
         """Routes every token without a look at it."""
         experts, k = self.moe.num_experts, self.moe.top_k
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        _, expert = lax.top_k((self.lots(info) >> 1).astype(jnp.int32), k)
+        _, expert = lax.top_k((self.lots(context) >> 1).astype(jnp.int32), k)
         probabilities = jnp.sum(jax.nn.one_hot(expert, experts, dtype=dtype), axis=-2) / k
         return Routing(
             expert=expert,
             gate=jnp.full(expert.shape, 1 / k, dtype),
-            wanted=jnp.broadcast_to(info.valid[..., None], expert.shape),
-            valid=info.valid,
+            wanted=jnp.broadcast_to(context.valid[..., None], expert.shape),
+            valid=context.valid,
             probabilities=probabilities,
             logits=jnp.zeros_like(probabilities),
         )
 
-    def lots(self, info: TokenInfo) -> UInt32[Array, "G T E"]:
+    def lots(self, context: Context) -> UInt32[Array, "G T E"]:
         """A number for each token and expert; with equal chances for every order of the experts."""
         raise NotImplementedError
 
@@ -70,9 +72,9 @@ class Hash(Unlearned):
 
     paper: ClassVar[str] = "Hash layers (Roller et al. 2021), section 3.1, random hash"
 
-    def lots(self, info):
+    def lots(self, context):
         """See `Unlearned.lots`."""
-        return hash_words(info.ids[..., None], jnp.arange(self.moe.num_experts))
+        return hash_words(context.ids[..., None], jnp.arange(self.moe.num_experts))
 
 
 class Random(Unlearned):
@@ -82,12 +84,12 @@ class Random(Unlearned):
 
     paper: ClassVar[str] = "no paper's: uniform draws without replacement, what any choice has to beat"
 
-    def lots(self, info):
+    def lots(self, context):
         """See `Unlearned.lots`."""
-        experts, tokens = self.moe.num_experts, info.ids.shape[-1]
-        if info.keys is not None:
-            return draw_per_group(jax.random.bits, info.keys, (tokens, experts), jnp.uint32)
-        return hash_words(info.ids[..., None], jnp.arange(tokens)[:, None], jnp.arange(experts))
+        experts, tokens = self.moe.num_experts, context.ids.shape[-1]
+        if context.keys is not None:
+            return draw_per_group(jax.random.bits, context.keys, (tokens, experts), jnp.uint32)
+        return hash_words(context.ids[..., None], jnp.arange(tokens)[:, None], jnp.arange(experts))
 
 
 def hash_words(*words: Int[Array, "..."]) -> UInt32[Array, "..."]:

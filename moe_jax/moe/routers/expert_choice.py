@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from moe_jax.moe.router import Choices, Router
+from moe_jax.moe.router import Router
+from moe_jax.moe.routing import Choices
 
 
 class ExpertChoice(Router):
@@ -35,13 +36,13 @@ class ExpertChoice(Router):
         "drop_order": "position",
     }
 
-    def choose(self, x, logits, info):
-        """See `Router.choose`; `info.capacity` is C."""
+    def choose(self, x, logits, context):
+        """See `Router.choose`; `context.capacity` is C."""
         probabilities = jax.nn.softmax(logits)
-        chosen = _top_tokens(jax.lax.stop_gradient(jax.nn.log_softmax(logits)), info.valid, info.capacity)
+        chosen = _top_tokens(jax.lax.stop_gradient(jax.nn.log_softmax(logits)), context.valid, context.capacity)
         experts = logits.shape[-1]
         expert = jnp.where(chosen, jnp.arange(experts), experts)
-        return Choices(expert, probabilities * self.moe.routed_scaling, chosen, probabilities)
+        return Choices(expert, probabilities * self.moe.routed_scaling, probabilities, kept=chosen)
 
 
 def _top_tokens(score: Float[Array, "G T E"], valid: Bool[Array, "G T"], capacity: int) -> Bool[Array, "G T E"]:

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from moe_jax.config.rules import Violation
 from moe_jax.config.schema import MoEConfig
-from moe_jax.moe.router import Choices, Router, columns, draw_per_group, pick, project, second_keys
+from moe_jax.moe.router import Router, columns, draw_per_group, project, second_keys
+from moe_jax.moe.routing import Choices, pick
 from moe_jax.parallel.sharding import param
 
 SMALLEST_DEVIATION = 1e-6  # softplus underflows, and the smooth load divides by it
@@ -51,18 +52,18 @@ class NoisyTopK(Router):
         """See `Router.matmul_params`."""
         return 2 * super().matmul_params(d_model, moe)
 
-    def choose(self, x, logits, info):
+    def choose(self, x, logits, context):
         """See `Router.choose`."""
         deviation = jnp.maximum(jax.nn.softplus(project(x, self.noise)), SMALLEST_DEVIATION)
         noisy = logits
-        if info.keys is not None:
-            draw = draw_per_group(jax.random.normal, second_keys(info.keys), logits.shape[1:], logits.dtype)
+        if context.keys is not None:
+            draw = draw_per_group(jax.random.normal, second_keys(context.keys), logits.shape[1:], logits.dtype)
             noisy = logits + draw * deviation
         _, best = lax.top_k(lax.stop_gradient(noisy), self.moe.top_k + 1)
         expert = best[..., :-1]
         gate = jax.nn.softmax(pick(noisy, expert))
         load = smooth_load(logits, noisy, deviation, best)
-        return Choices(expert, gate, jnp.ones_like(expert, bool), jax.nn.softmax(noisy), load)
+        return Choices(expert, gate, jax.nn.softmax(noisy), smooth_load=load)
 
 
 def smooth_load(

@@ -8,10 +8,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from moe_jax.moe.router import Router
-from moe_jax.moe.routers.top_k import TopK
+from moe_jax.moe.routers.selection import best_experts, gates
+from moe_jax.moe.routing import Choices, pick
 
 
-class Sinkhorn(TopK):
+class Sinkhorn(Router):
     """S-BASE: the K largest entries of a token's row of the Sinkhorn-normalised group; gates are raw probabilities.
 
     The normalisation looks at the whole group, so a token's choice depends on later ones: not causal. In evaluation the
@@ -22,11 +23,15 @@ class Sinkhorn(TopK):
     causal: ClassVar[bool] = False  # in evaluation it is
     options: ClassVar[frozenset[str]] = Router.options | {"sinkhorn_iterations"}
 
-    def select(self, logits, log_scores, info):
-        """See `TopK.select`."""
-        if info.train:
-            logits = logits + balancing_offsets(log_scores, info.valid, self.moe.sinkhorn_iterations)
-        return super().select(logits, log_scores, info)
+    def choose(self, x, logits, context):
+        """See `Router.choose`."""
+        log_scores = jax.nn.log_softmax(logits)
+        ranked = logits
+        if context.train:
+            offsets = balancing_offsets(lax.stop_gradient(log_scores), context.valid, self.moe.sinkhorn_iterations)
+            ranked = logits + offsets
+        expert = best_experts(ranked, self.moe.top_k)
+        return Choices(expert, gates(pick(log_scores, expert), self.moe), probabilities=jax.nn.softmax(log_scores))
 
 
 def balancing_offsets(

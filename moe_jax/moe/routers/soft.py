@@ -1,33 +1,24 @@
 """Soft MoE: every slot is a weighted mean of all tokens, every token a weighted mean of all slots."""
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from moe_jax.config.capacity import capacity
 from moe_jax.config.rules import Violation
 from moe_jax.config.schema import MoEConfig
-from moe_jax.moe.router import Router, TokenInfo
+from moe_jax.moe.context import Context
+from moe_jax.moe.router import Router
+from moe_jax.moe.routing import Mixing, Routing
 from moe_jax.parallel.sharding import gather, param
 
 EPSILON = 1e-6  # of the paper's l2_normalize
-
-
-class SoftRouting(NamedTuple):
-    """The weights of a group's tokens in its slots, and of its slots in its tokens. Slot c of expert e is e * C + c."""
-
-    dispatch: Float[Array, "G T S"]  # sums to one over valid tokens
-    combine: Float[Array, "G T S"]  # sums to one over slots; zeros for a padding token
-    valid: Bool[Array, "G T"]  # False: a padding token, which has no weight
-    expert_logits: Float[
-        Array, "G T E"
-    ]  # logsumexp over an expert's slots: their softmax is an expert's combine weight
 
 
 class Soft(Router):
@@ -46,9 +37,9 @@ class Soft(Router):
     causal: ClassVar[bool] = False
     causal_in_evaluation: ClassVar[bool] = False
     fills_slots: ClassVar[bool] = True
+    dispatchers: ClassVar[tuple[str, ...]] = ("soft",)
     options: ClassVar[frozenset[str]] = frozenset()
     fixed_fields: ClassVar[Mapping[str, object]] = {
-        "dispatcher": "einsum",
         "balance_loss": 0.0,
         "balance_scope": "micro_batch",
         "importance_loss": 0.0,
@@ -87,34 +78,32 @@ class Soft(Router):
         """See `Router.vector_params`."""
         return 1
 
-    def __call__(self, x: Float[Array, "G T D"], info: TokenInfo) -> SoftRouting:
+    def __call__(self, x: Float[Array, "G T D"], context: Context) -> Routing:
         """Weights of every token, in float32 at the highest matmul precision, like other routers' logits."""
         dtype = jnp.promote_types(x.dtype, jnp.float32)
         phi = gather(self.scale, dtype) * _normalized(gather(self.phi, dtype), axis=0)
         logits = jnp.einsum("gtd,ds->gts", _normalized(x.astype(dtype), -1), phi, precision=lax.Precision.HIGHEST)
-        valid = info.valid[..., None]
-        dispatch = jax.nn.softmax(jnp.where(valid, logits, jnp.finfo(dtype).min), axis=1) * valid
-        by_expert = logits.reshape(*logits.shape[:2], self.moe.num_experts, -1)
-        expert_logits = jax.nn.logsumexp(by_expert, axis=-1)
-        return SoftRouting(dispatch, jax.nn.softmax(logits) * valid, info.valid, expert_logits)
+        valid = context.valid[..., None]
+        into_slots = jax.nn.softmax(jnp.where(valid, logits, jnp.finfo(dtype).min), axis=1) * valid
+        # The softmax of these is an expert's combine weight: the sum of its slots' weights.
+        expert_logits = jax.nn.logsumexp(logits.reshape(*logits.shape[:2], self.moe.num_experts, -1), axis=-1)
+        weight = jax.nn.softmax(expert_logits)
+        return Routing(
+            expert=jnp.argmax(weight, axis=-1)[..., None],
+            gate=jnp.max(weight, axis=-1, keepdims=True),
+            wanted=valid,
+            valid=context.valid,
+            probabilities=weight,
+            logits=expert_logits,
+            share=weight,
+            mixing=Mixing(into_slots, jax.nn.softmax(logits) * valid),
+        )
 
 
 def num_slots(moe: MoEConfig, factor: float | None = None) -> int:
     """S = E * C, with the C of training or of another capacity factor."""
     factor = moe.capacity_factor if factor is None else factor
     return moe.num_experts * capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
-
-
-def mix_into_slots(x: Float[Array, "G T D"], routing: SoftRouting) -> Float[Array, "G S D"]:
-    """Every slot's weighted mean of tokens: D^T X, in the weights' precision (equation 1)."""
-    mixed = jnp.einsum("gts,gtd->gsd", routing.dispatch, x.astype(routing.dispatch.dtype), precision="highest")
-    return mixed.astype(x.dtype)
-
-
-def mix_into_tokens(out: Float[Array, "G S D"], routing: SoftRouting) -> Float[Array, "G T D"]:
-    """Every token's weighted mean of slots: C Y, in the weights' precision (equation 2)."""
-    mixed = jnp.einsum("gts,gsd->gtd", routing.combine, out.astype(routing.combine.dtype), precision="highest")
-    return mixed.astype(out.dtype)
 
 
 def _normalized(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
