@@ -16,7 +16,7 @@ RUNS := runs
 
 venv: $(VENV)/.installed
 
-$(VENV)/.installed: setup.py
+$(VENV)/.installed: setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 was found: install one, or give PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
@@ -39,7 +39,7 @@ test-gpu: venv
 # Compilers for TPU and NVIDIA, 2.3 GB; no accelerator needed. Of CUDA only what compiles: plugin, ptxas, libdevice.
 venv-aot: $(VENV_AOT)/.installed
 
-$(VENV_AOT)/.installed: setup.py
+$(VENV_AOT)/.installed: setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 was found: install one, or give PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV_AOT)
 	$(VENV_AOT)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,aot]'
@@ -53,6 +53,8 @@ test-aot: venv-aot
 
 lint: venv
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy moe_jax
 
 # docs/routers.md, from the registry of routers; a test holds the file to it.
 docs: venv

@@ -20,7 +20,6 @@ from jaxtyping import Array, Float, PyTree
 
 from moe_jax.benchmarks.timing import Ratio, paired_ratio, paired_times
 from moe_jax.config.schema import MeshConfig, MoEConfig
-from moe_jax.documentation.router_configs import router_configs
 from moe_jax.models.decoder import fan_in_init
 from moe_jax.moe.balance import auxiliary_losses, weighted
 from moe_jax.moe.layer import MoELayer
@@ -28,6 +27,7 @@ from moe_jax.moe.router import TokenInfo
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.parallel.mesh import make_mesh
 from moe_jax.resolve.resolve import resolve
+from moe_jax.resolve.router_configs import router_configs
 
 REFERENCE, CONTROL = "top_k", "top_k again"  # the same routing twice: how far their ratio is from 1 is noise
 VOCABULARY = 1024

@@ -1,9 +1,11 @@
 """The rules that checks are made of, and how a broken one reads: field, value, remedy."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+from moe_jax.config.schema import RunConfig
 
 
-class Violation(Exception):
+class Violation(ValueError):
     """One broken condition; its text is the whole message."""
 
 
@@ -33,3 +35,28 @@ def one_of(name: str, value: str, known: Iterable[str]) -> None:
     """Raises unless `value` is one of `known`, which the message lists."""
     if value not in known:
         raise Violation(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
+
+
+def not_negative(name: str, value: int | float) -> None:
+    """Raises unless value >= 0."""
+    if not value >= 0:
+        raise Violation(f"{name}={value} is negative: give 0 or more")
+
+
+def between(name: str, value: int | float, low: int | float, high: int | float) -> None:
+    """Raises unless low <= value <= high."""
+    if not low <= value <= high:
+        raise Violation(f"{name}={value} is outside [{low}, {high}]: choose a value inside")
+
+
+def below_one(name: str, value: float) -> None:
+    """Raises unless 0 <= value < 1."""
+    if not 0 <= value < 1:
+        raise Violation(f"{name}={value} is outside [0, 1): choose a value inside")
+
+
+def each(run: RunConfig, names: str, rule: Callable[[str, int | float], None]) -> None:
+    """Applies `rule` to every field of `names`, which are dotted and stand between spaces."""
+    for name in names.split():
+        section, field = name.split(".")
+        rule(name, getattr(getattr(run, section), field))

@@ -6,10 +6,10 @@ from moe_jax.data.corpus import Corpus
 
 
 def unigram_bits_per_byte(corpus: Corpus, domain: str | None = None) -> float:
-    """Cross entropy of the held-out bytes under the frequencies of bytes in the training text, each count plus one.
+    """Cross entropy of the held-out bytes under the frequencies of bytes in all training text, each count plus one.
 
-    Of one domain's held-out text, or of all of it; the frequencies are those of all training text. Raises ValueError
-    for an unknown domain and where there is no held-out text.
+    `domain` restricts the held-out text to one domain. Raises ValueError for an unknown domain, and if no text is
+    held out.
     """
     counts = corpus.byte_counts.train + 1
     bits = -np.log2(counts / counts.sum())
@@ -20,7 +20,7 @@ def unigram_bits_per_byte(corpus: Corpus, domain: str | None = None) -> float:
 def gzip_bits_per_byte(corpus: Corpus, domain: str | None = None) -> float:
     """Size of the concatenated held-out text after gzip -9, per byte of it.
 
-    Of one domain's held-out text, or of all of it. Raises ValueError for an unknown domain and where there is none.
+    `domain` restricts the text to one domain. Raises ValueError for an unknown domain, and if no text is held out.
     """
     heldout = corpus.byte_counts.heldout[_select(corpus, domain)].sum()
     if domain is None:

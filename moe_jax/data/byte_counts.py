@@ -1,4 +1,4 @@
-"""What the baselines need to know of the text, counted once when a corpus is built."""
+"""What the baselines need to know about the text, counted once when a corpus is built."""
 
 import dataclasses
 import zlib
@@ -19,11 +19,11 @@ class ByteCounts:
     train: Int64[np.ndarray, "256"]
     heldout: Int64[np.ndarray, "domains 256"]
     heldout_gzip: Int64[np.ndarray, " domains"]  # bytes of each domain's held-out text after gzip -9
-    heldout_gzip_all: int  # the same of all of it, the domains one after another
+    heldout_gzip_all: int  # bytes of all held-out text after gzip -9, the domains one after another
 
 
 def count_bytes(train: Iterable[Document], heldout: Sequence[Sequence[Document]]) -> ByteCounts:
-    """From the training documents and each domain's held-out documents."""
+    """Counts the training documents and each domain's held-out documents."""
     return ByteCounts(
         _histogram(train),
         np.array([_histogram(documents) for documents in heldout], np.int64).reshape(-1, 256),
@@ -40,6 +40,6 @@ def _histogram(documents: Iterable[Document]) -> Int64[np.ndarray, "256"]:
 
 
 def _gzip_size(documents: Iterable[Document]) -> int:
-    """Of the texts concatenated, with nothing in between."""
+    """Bytes of the texts after gzip -9, concatenated with nothing in between."""
     compressor = zlib.compressobj(level=9, wbits=GZIP_WINDOW)
     return sum(len(compressor.compress(document.text)) for document in documents) + len(compressor.flush())

@@ -10,28 +10,28 @@ from pathlib import Path
 
 
 def cache_key(*parts: object) -> str:
-    """A name for what is determined by `parts`, which are JSON values."""
+    """A name for whatever `parts`, which are JSON values, determine."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
-def publish(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder to fill, which becomes `folder` at the end.
+def publish(directory: Path) -> Iterator[Path]:
+    """Yields an empty directory to fill, which becomes `directory` at the end.
 
-    Where another process was first, its folder stays and this one is dropped. After an exception nothing stays. Raises
-    ValueError where the cache cannot be written.
+    If another process finishes first, its directory stays and this one is dropped. After an exception nothing stays.
+    Raises ValueError where the cache cannot be written.
     """
-    draft = folder.with_name(f".{uuid.uuid4().hex}")
+    draft = directory.with_name(f".{uuid.uuid4().hex}")
     try:
         draft.mkdir(parents=True)
     except OSError as error:
-        raise ValueError(f"data.cache_dir cannot be written ({error}): set it to a folder of yours") from None
+        raise ValueError(f"data.cache_dir cannot be written ({error}): set it to a directory of yours") from None
     try:
         yield draft
         try:
-            draft.rename(folder)
+            draft.rename(directory)
         except OSError:
-            if not folder.is_dir():
+            if not directory.is_dir():
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""`load_corpus`: read, de-duplicate, split and tokenize the sources once, and open the result from the cache after."""
+"""`load_corpus` reads, de-duplicates, splits and tokenizes the sources once and then opens the result in the cache."""
 
 import dataclasses
 import hashlib
@@ -17,20 +17,20 @@ from moe_jax.data.documents import Document, deduplicate
 from moe_jax.data.packing import Rows, TokenizedDocuments, heldout_rows, training_rows
 from moe_jax.data.sources import Source, parse_sources
 from moe_jax.data.split import Split, holdout_split, sample
-from moe_jax.data.tokenizers import BPETokenizer, ByteTokenizer, Tokenizer, build_bpe, check_vocab_size
+from moe_jax.data.tokenizers import TOKENIZERS, Tokenizer, check_vocab_size
 
-FORMAT = 1  # raise it whenever the same sources and configuration would build something else
+FORMAT = 1  # to be raised whenever the same sources and configuration would build something else
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """What the sources held and what became of it."""
 
-    documents: int  # that are trained on or held out
+    documents: int  # documents that are trained on or held out
     duplicates: int  # documents dropped because another has the same bytes
     skipped: int  # files that are empty or not text
-    train_bytes: dict[str, int]  # by domain
-    heldout_bytes: dict[str, int]  # by domain
+    train_bytes: dict[str, int]  # bytes by domain
+    heldout_bytes: dict[str, int]  # bytes by domain
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,47 +39,43 @@ class Corpus:
 
     tokenizer: Tokenizer
     domains: tuple[str, ...]  # sorted
-    train_rows: tuple[Rows, ...]  # one a source
-    heldout_rows: tuple[Rows, ...]  # one a domain, each of that domain alone; may have no row
-    sha256: str  # of the tokens of both splits, the sequence length and the weights; not of seed or paths
-    archives: dict[str, str]  # source -> SHA-256 of its archive
+    train_rows: tuple[Rows, ...]  # the rows of each source
+    heldout_rows: tuple[Rows, ...]  # the rows of each domain, which may be none
+    sha256: str  # depends on the tokens of both splits, the sequence length and the weights, not on seed or paths
+    archives: dict[str, str]  # SHA-256 of the archive of each source that has one
     counts: Counts
     byte_counts: ByteCounts
 
 
 def load_corpus(config: DataConfig, vocab_size: int, seed: int) -> Corpus:
-    """The corpus of a run: built where `config.cache_dir` does not have it, opened otherwise.
+    """The corpus of a run, which is built if `config.cache_dir` does not have it yet.
 
     `vocab_size` is the model's; `seed` orders the training documents and nothing else. Raises ValueError, in one line
-    that names the field, for a source that is missing, malformed or empty, for a vocabulary that is too small, and
-    where nothing could be held out.
+    that names the field, for a source that is missing, malformed or empty, for weights that do not fit the sources, for
+    a vocabulary that is too small, and where nothing could be held out.
     """
     check_vocab_size(config.tokenizer, vocab_size)
     sources = parse_sources(config)
-    _check_weights(config, len(sources))
     key = cache_key(
         FORMAT,
         [[source.spec, source.fingerprint()] for source in sources],
-        [config.holdout_fraction, config.max_bytes, config.tokenizer, vocab_size if config.tokenizer == "bpe" else 0],
+        [config.holdout_fraction, config.max_bytes, config.tokenizer, _trained_size(config, vocab_size)],
     )
     cache_dir = Path(config.cache_dir).expanduser()
-    folder = cache_dir / "corpora" / key
-    if not folder.is_dir():
-        with publish(folder) as draft:
+    directory = cache_dir / "corpora" / key
+    if not directory.is_dir():
+        with publish(directory) as draft:
             _build(sources, config, vocab_size, cache_dir, draft)
-    return _open(folder, config, seed)
+    return _open(directory, config, seed)
 
 
-def _check_weights(config: DataConfig, sources: int) -> None:
-    if config.weights and (len(config.weights) != sources or min(config.weights) <= 0):
-        raise ValueError(
-            f"data.weights={config.weights} does not fit data.source={config.source!r}: give {sources} positive "
-            "numbers, or () to mix by size"
-        )
+def _trained_size(config: DataConfig, vocab_size: int) -> int:
+    """The vocabulary size that the tokenizer is trained for; 0 if it is not trained."""
+    return vocab_size if TOKENIZERS[config.tokenizer].trained else 0
 
 
-def _build(sources: Sequence[Source], config: DataConfig, vocab_size: int, cache_dir: Path, folder: Path) -> None:
-    """Fills `folder`. The text of all documents is in memory meanwhile."""
+def _build(sources: Sequence[Source], config: DataConfig, vocab_size: int, cache_dir: Path, directory: Path) -> None:
+    """Fills `directory`. Meanwhile the text of all documents is in memory."""
     logging.info("Reading data.source=%s; the next start finds it in %s", config.source, cache_dir)
     readings = [source.read() for source in sources]
     kept, duplicates = deduplicate([reading.documents for reading in readings])
@@ -90,10 +86,11 @@ def _build(sources: Sequence[Source], config: DataConfig, vocab_size: int, cache
     heldout = [[d for split in splits for d in split.heldout if d.domain == domain] for domain in domains]
     all_train, all_heldout = list(itertools.chain(*train)), list(itertools.chain(*heldout))
 
-    tokenizer, serialized = _make_tokenizer(config.tokenizer, vocab_size, all_train, cache_dir)
-    (folder / "tokenizer.json").write_text(serialized, encoding="utf-8")
-    digests = _tokenize(tokenizer, domains, {"train": train, "heldout": heldout}, folder)
-    np.savez(folder / "byte_counts.npz", **dataclasses.asdict(count_bytes(all_train, heldout)))
+    kind = TOKENIZERS[config.tokenizer]
+    serialized = kind.build([document.text for document in all_train], vocab_size, cache_dir)
+    (directory / "tokenizer.json").write_text(serialized, encoding="utf-8")
+    digests = _tokenize(kind.open(serialized), domains, {"train": train, "heldout": heldout}, directory)
+    np.savez(directory / "byte_counts.npz", **dataclasses.asdict(count_bytes(all_train, heldout)))
     counts = Counts(
         documents=len(all_train) + len(all_heldout),
         duplicates=duplicates,
@@ -108,7 +105,7 @@ def _build(sources: Sequence[Source], config: DataConfig, vocab_size: int, cache
         "archives": {source.spec: r.sha256 for source, r in zip(sources, readings, strict=True) if r.sha256},
         "counts": dataclasses.asdict(counts),
     }
-    (folder / "corpus.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
+    (directory / "corpus.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
     logging.info("Read %s", counts)
 
 
@@ -119,7 +116,7 @@ def _check_kept(sources: Sequence[Source], kept: Sequence[Sequence[Document]]) -
 
 
 def _splits(sources: Sequence[Sequence[Document]], config: DataConfig) -> list[Split]:
-    """Each source's split; `max_bytes` is shared out in proportion to the sources' training text."""
+    """The split of each source; `max_bytes` is shared out in proportion to the sources' training text."""
     splits = [holdout_split(documents, config.holdout_fraction) for documents in sources]
     if config.holdout_fraction and not any(split.heldout for split in splits):
         raise ValueError(
@@ -132,25 +129,17 @@ def _splits(sources: Sequence[Sequence[Document]], config: DataConfig) -> list[S
     ]
 
 
-def _make_tokenizer(name: str, vocab_size: int, train: Sequence[Document], cache_dir: Path) -> tuple[Tokenizer, str]:
-    """The tokenizer, and the text that `_open` makes it from again."""
-    if name == "bytes":
-        return ByteTokenizer(), ""
-    serialized = build_bpe([document.text for document in train], vocab_size, cache_dir)
-    return BPETokenizer(serialized), serialized
-
-
 def _tokenize(
-    tokenizer: Tokenizer, domains: list[str], parts: dict[str, list[list[Document]]], folder: Path
+    tokenizer: Tokenizer, domains: list[str], parts: dict[str, list[list[Document]]], directory: Path
 ) -> list[str]:
-    """Writes `folder/KIND_i.*.npy` for the i-th list of each kind; returns their digests."""
+    """Writes `directory/KIND_i.*.npy` for the i-th list of each kind, and returns the digests of all."""
     digests = []
     for kind, lists in parts.items():
         for i, documents in enumerate(lists):
             encoded = tokenizer.encode_batch([document.text for document in documents])
             indices = [domains.index(document.domain) for document in documents]
             tokenized = TokenizedDocuments.join(encoded, indices, tokenizer.end_of_document)
-            tokenized.save(folder, f"{kind}_{i}")
+            tokenized.save(directory, f"{kind}_{i}")
             digests.append(tokenized.digest())
     return digests
 
@@ -162,16 +151,15 @@ def _bytes_by_domain(documents: Sequence[Document], domains: Sequence[str]) -> d
     return total
 
 
-def _open(folder: Path, config: DataConfig, seed: int) -> Corpus:
-    description = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    serialized = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    tokenizer = BPETokenizer(serialized) if serialized else ByteTokenizer()
+def _open(directory: Path, config: DataConfig, seed: int) -> Corpus:
+    description = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
+    tokenizer = TOKENIZERS[config.tokenizer].open((directory / "tokenizer.json").read_text(encoding="utf-8"))
     domains, length = description["domains"], config.sequence_length
 
     def load(kind: str, count: int) -> list[TokenizedDocuments]:
-        return [TokenizedDocuments.load(folder, f"{kind}_{i}", tokenizer.end_of_document) for i in range(count)]
+        return [TokenizedDocuments.load(directory, f"{kind}_{i}", tokenizer.end_of_document) for i in range(count)]
 
-    with np.load(folder / "byte_counts.npz") as arrays:
+    with np.load(directory / "byte_counts.npz") as arrays:
         byte_counts = ByteCounts(**{**arrays, "heldout_gzip_all": int(arrays["heldout_gzip_all"])})
     identity = [domains, description["digests"], tokenizer.vocab_size, length, [float(w) for w in config.weights]]
     return Corpus(

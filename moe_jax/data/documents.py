@@ -20,8 +20,8 @@ class Document:
 def as_utf8(data: bytes) -> bytes | None:
     """The text of a file as UTF-8, or None where the file is not text.
 
-    UTF-8 is returned as it is. Of anything else, undecodable bytes become U+FFFD if they make up at most `MAX_REPLACED`
-    of the characters. Not text: an empty file, one with a NUL byte, one with more than that replaced.
+    UTF-8 is returned as it is. Elsewhere bytes that cannot be decoded become U+FFFD, as long as these are at most
+    `MAX_REPLACED` of the characters. Empty files, files with a NUL byte and files with more replacements are no text.
     """
     if not data or b"\0" in data:
         return None

@@ -1,12 +1,12 @@
-"""Documents -> one stream of tokens -> rows of `sequence_length` inputs and targets.
+"""Documents become one stream of tokens, which is cut into rows of `sequence_length` ids and targets.
 
 A stream is an end-of-document token, then each document followed by one:
 
     e a a a e b b e ...          row i covers stream[i*L : i*L + L + 1]
 
-so that every token of every document is a target exactly once, the first one too. The stream exists only on paper: the
-cache holds the documents' tokens in a fixed order, memory-mapped, and a row gathers its few pieces. So neither another
-seed nor another sequence length tokenizes anything again.
+so that every token of every document is a target exactly once, and the first one is too. The stream is never built:
+the cache holds the documents' tokens in a fixed order, memory-mapped, and a row gathers the few pieces that it covers.
+A new seed or a new sequence length therefore tokenizes nothing again.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from moe_jax.data.tokenizers import compact_dtype
 
 
 class Row(NamedTuple):
-    """One sequence. Position j has the token inputs[j] and is to predict targets[j]."""
+    """One sequence. Position j holds the vocabulary index ids[j] and has to predict targets[j]."""
 
-    inputs: Int32[np.ndarray, " L"]
+    ids: Int32[np.ndarray, " L"]
     targets: Int32[np.ndarray, " L"]
-    segments: Int32[np.ndarray, " L"]  # which of the row's documents the target belongs to, from 1; 0: padding
-    domain: int  # of the document that the first target belongs to
+    documents: Int32[np.ndarray, " L"]  # which of the row's documents the target belongs to, from 1; 0: padding
+    domain: int  # index of the domain of the document that the first target belongs to
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class TokenizedDocuments:
     def join(
         cls, encoded: Iterable[Integer[np.ndarray, " _"]], domains: Sequence[int], end_of_document: int
     ) -> "TokenizedDocuments":
-        """From the ids and the domain of each document. The ids' type is uint16 where end_of_document fits."""
+        """Joins documents, given the ids and the domain of each; the ids are stored as uint16 where they fit."""
         dtype = compact_dtype(end_of_document + 1)
         end = np.array([end_of_document], dtype)
         documents = [np.concatenate([ids, end], dtype=dtype, casting="same_kind") for ids in encoded]
@@ -51,16 +51,16 @@ class TokenizedDocuments:
         tokens = np.concatenate(documents) if documents else np.empty(0, dtype)
         return cls(np.array(domains, np.int32), starts, tokens, end_of_document)
 
-    def save(self, folder: Path, name: str) -> None:
-        """Writes three arrays into `folder`."""
+    def save(self, directory: Path, name: str) -> None:
+        """Writes three arrays into `directory`."""
         for field in ("domains", "starts", "tokens"):
-            np.save(folder / f"{name}.{field}.npy", getattr(self, field))
+            np.save(directory / f"{name}.{field}.npy", getattr(self, field))
 
     @classmethod
-    def load(cls, folder: Path, name: str, end_of_document: int) -> "TokenizedDocuments":
+    def load(cls, directory: Path, name: str, end_of_document: int) -> "TokenizedDocuments":
         """The opposite of `save`; the tokens stay on disk until they are touched."""
-        domains, starts = (np.load(folder / f"{name}.{field}.npy") for field in ("domains", "starts"))
-        tokens = np.load(folder / f"{name}.tokens.npy", mmap_mode="r" if starts[-1] else None)
+        domains, starts = (np.load(directory / f"{name}.{field}.npy") for field in ("domains", "starts"))
+        tokens = np.load(directory / f"{name}.tokens.npy", mmap_mode="r" if starts[-1] else None)
         return cls(domains, starts, tokens, end_of_document)
 
     def digest(self) -> str:
@@ -81,11 +81,14 @@ class Rows:
         sequence_length: int,
         keep_last: bool,
     ):
-        """A last row that is not full is padded if `keep_last`, or if there is no other row; else it is dropped."""
+        """Takes the documents in `order`.
+
+        A last row that is not full is padded if `keep_last` or if there is no other row, and dropped otherwise.
+        """
         self._documents = documents
         self._order = order
         self.sequence_length = sequence_length
-        # Stream positions; the leading end-of-document token is at 0.
+        # Where each document starts in the stream. The stream's leading end-of-document token is at 0.
         self._starts = 1 + np.cumsum([0, *np.diff(documents.starts)[order]], dtype=np.int64)
         targets = int(documents.starts[-1])
         whole, rest = divmod(targets, sequence_length)
@@ -101,14 +104,15 @@ class Rows:
         window = np.full(length + 1, end, np.int32)
         stream = self._read(index * length, index * length + length + 1)
         window[: len(stream)] = stream
-        inputs, targets = window[:-1], window[1:]
-        # An end-of-document input predicts the next document's first token, so it counts to that document.
-        segments = np.cumsum(inputs == end, dtype=np.int32) + np.int32(inputs[0] != end)
-        segments[len(stream) - 1 :] = 0
-        return Row(inputs, targets, segments, int(self._documents.domains[self._order[self._find(index * length + 1)]]))
+        ids, targets = window[:-1], window[1:]
+        # An end-of-document id predicts the next document's first token, so it counts as part of that document.
+        documents = np.cumsum(ids == end, dtype=np.int32) + np.int32(ids[0] != end)
+        documents[len(stream) - 1 :] = 0
+        first = self._order[self._find(index * length + 1)]
+        return Row(ids, targets, documents, int(self._documents.domains[first]))
 
     def _find(self, position: int) -> int:
-        """Which document, counted in stream order, the token at a stream position belongs to."""
+        """The document, counted in stream order, that the token at a stream position belongs to."""
         return int(np.searchsorted(self._starts, position, side="right")) - 1
 
     def _read(self, start: int, stop: int) -> Integer[np.ndarray, " tokens"]:
@@ -133,5 +137,5 @@ def training_rows(documents: TokenizedDocuments, sequence_length: int, seed: tup
 
 
 def heldout_rows(documents: TokenizedDocuments, sequence_length: int) -> Rows:
-    """Rows of the documents as they come: every token is a target once, in the last row as well."""
+    """Rows of the documents in their stored order; every token is a target once, since the last row is kept."""
     return Rows(documents, np.arange(len(documents.domains)), sequence_length, keep_last=True)

@@ -11,17 +11,17 @@ from moe_jax.config.schema import DataConfig
 from moe_jax.data.corpus import Corpus
 from moe_jax.data.packing import Row
 
-THREADS = 4  # that gather rows; they hold the interpreter most of the time, so more would not help
-PREFETCH = 16  # batches
+THREADS = 4  # threads that gather rows; they hold the interpreter most of the time, so more would not help
+PREFETCH = 16  # batches that are made ahead of the step
 
 
 class Batch(NamedTuple):
-    """Sequences of one step; see `Row`. The loss counts the positions with segments > 0."""
+    """The sequences of one step; see `Row`. The loss counts the positions with documents > 0."""
 
-    inputs: Int32[np.ndarray, "B L"]
+    ids: Int32[np.ndarray, "B L"]
     targets: Int32[np.ndarray, "B L"]
-    segments: Int32[np.ndarray, "B L"]  # the row's document, from 1; 0: padding
-    domain: Int32[np.ndarray, " B"]  # index into corpus.domains; of a training row, that of its first target
+    documents: Int32[np.ndarray, "B L"]  # which of its row's documents a target belongs to, from 1; 0: padding
+    domain: Int32[np.ndarray, " B"]  # index into corpus.domains; a training row has that of its first target
 
 
 def train_iterator(
@@ -41,8 +41,8 @@ def train_iterator(
     ]
     weights = config.weights or tuple(map(len, corpus.train_rows))
     mixture = grain.MapDataset.mix(sources, weights) if len(sources) > 1 else sources[0]
-    # Batched before it is sliced, so that a process has neighbouring rows and not every P-th one. Nothing remains of an
-    # endless mixture; but where Grain keeps the remainder, it rounds the length up, past the largest one there is.
+    # The mixture is batched before it is sliced, so that a process has neighbouring rows and not every P-th one. An
+    # endless mixture has no remainder, but if Grain is told to keep one it rounds the length up and overflows.
     batches = mixture.batch(rows_here, drop_remainder=True, batch_fn=stack_rows)[process_index::process_count]
     return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCH)))
 
@@ -52,8 +52,8 @@ def heldout_batches(
 ) -> Iterator[Batch]:
     """The first `batches` batches (0: all) of the held-out rows, in an order that never changes and mixes the domains.
 
-    Every row comes once. The last batch is filled up with rows of padding, whose segments are 0. Each process gets its
-    part of each batch, as in `train_iterator`.
+    Every row comes once. The last batch is filled up with rows of padding, whose documents are 0. Each process gets its
+    part of each batch, as in `train_iterator`, and the same ValueError where the batch does not divide.
     """
     rows_here = _rows_per_process(batch_size, process_count)
     index = [(domain, i) for domain, rows in enumerate(corpus.heldout_rows) for i in range(len(rows))]
@@ -68,14 +68,14 @@ def heldout_batches(
 
 
 def stack_rows(rows: Sequence[Row]) -> Batch:
-    """[B] rows -> one batch."""
-    inputs, targets, segments, domain = zip(*rows, strict=True)
-    return Batch(np.stack(inputs), np.stack(targets), np.stack(segments), np.array(domain, np.int32))
+    """Stacks B rows into one batch."""
+    ids, targets, documents, domain = zip(*rows, strict=True)
+    return Batch(np.stack(ids), np.stack(targets), np.stack(documents), np.array(domain, np.int32))
 
 
 def _padding(corpus: Corpus) -> Row:
-    tokens = np.full(corpus.train_rows[0].sequence_length, corpus.tokenizer.end_of_document, np.int32)
-    return Row(tokens, tokens, np.zeros_like(tokens), 0)
+    ids = np.full(corpus.train_rows[0].sequence_length, corpus.tokenizer.end_of_document, np.int32)
+    return Row(ids, ids, np.zeros_like(ids), 0)
 
 
 def _rows_per_process(batch_size: int, process_count: int) -> int:

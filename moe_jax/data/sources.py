@@ -1,6 +1,6 @@
 """Where documents come from: `data.source` is one or several `PREFIX:ARGUMENT`, joined by commas.
 
-A new source is one class with `spec`, `fingerprint` and `read`, and one line in `SOURCES`.
+A new source is one class with `spec`, `fingerprint` and `read`, and one entry in `SOURCES`.
 """
 
 import dataclasses
@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from moe_jax.config.rules import Violation
 from moe_jax.config.schema import DataConfig
 from moe_jax.data.archive import SourceArchive
 from moe_jax.data.documents import Document, as_utf8
 
 PROSE = frozenset((".txt", ".rst", ".md", ".html"))
-TEST_FOLDERS = frozenset(("test", "tests", "idle_test"))
+TEST_DIRECTORIES = frozenset(("test", "tests", "idle_test"))
 NOT_STDLIB = frozenset(("site-packages", "dist-packages", "__pycache__"))
 
 
@@ -26,17 +27,19 @@ class Reading(NamedTuple):
 
     documents: list[Document]
     skipped: int  # files (jsonl: lines) that are empty or not text
-    sha256: str = ""  # of the archive, where the source is one
+    sha256: str = ""  # hash of the archive, where the source is one
 
 
 @runtime_checkable
 class Source(Protocol):
     """A place that documents are read from."""
 
-    spec: str  # as written in data.source
+    @property
+    def spec(self) -> str:
+        """The source as it is written in data.source."""
 
     def fingerprint(self) -> object:
-        """A JSON value that changes whenever `read` would return something else; cheap, where it can be."""
+        """A JSON value that changes whenever `read` would return something else; it is cheap where it can be."""
 
     def read(self) -> Reading:
         """All documents. Raises ValueError where there is none."""
@@ -44,7 +47,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class StandardLibrary:
-    """`stdlib`: the running Python's own modules and texts: domains `code`, `tests` and `prose`."""
+    """`stdlib`: the running Python's own modules and texts, in the domains `code`, `tests` and `prose`."""
 
     spec: str = "stdlib"
     root: Path = Path(sysconfig.get_path("stdlib"))
@@ -54,7 +57,7 @@ class StandardLibrary:
         return _stat(self._files())
 
     def read(self) -> Reading:
-        """Python files and, where they lie outside test folders, texts and HTML as prose."""
+        """Python files and, where they lie outside test directories, texts and HTML as prose."""
         return _read_files(self.spec, self.root, self._files(), _stdlib_domain)
 
     def _files(self) -> list[Path]:
@@ -63,14 +66,14 @@ class StandardLibrary:
 
 
 def _stdlib_domain(name: PurePosixPath) -> str:
-    if TEST_FOLDERS.intersection(name.parts[:-1]):
+    if TEST_DIRECTORIES.intersection(name.parts[:-1]):
         return "tests"
     return "prose" if name.suffix in PROSE or str(name) == "pydoc_data/topics.py" else "code"
 
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """`text:FOLDER_OR_GLOB`: every text file, hidden ones left out; the first folder below the root is its domain."""
+    """`text:FOLDER_OR_GLOB`: every text file that is not hidden. The first directory below the root is its domain."""
 
     spec: str
     pattern: str
@@ -80,7 +83,10 @@ class TextFiles:
         return _stat(_list_files(self.spec, self.pattern)[1])
 
     def read(self) -> Reading:
-        """A file that lies directly in the root (of a glob: the folder before the first wildcard) has its name."""
+        """Reads the files. The domain of a file that lies directly in the root is the root's own name.
+
+        The root of a glob is the directory before the first wildcard.
+        """
         root, files = _list_files(self.spec, self.pattern)
         flat = root.resolve().name
         return _read_files(self.spec, root, files, lambda name: name.parts[0] if len(name.parts) > 1 else flat)
@@ -88,20 +94,24 @@ class TextFiles:
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
-    """`jsonl:FILE_OR_GLOB`: a document a line, in `text_field`; its domain in "domain", or else the file's stem."""
+    """`jsonl:FILE_OR_GLOB`: each line holds a document in `text_field`.
+
+    Its domain is the line's field "domain", or the file's stem where there is none.
+    """
 
     spec: str
     pattern: str
     text_field: str
 
     def fingerprint(self) -> object:
-        """The field, and path, size and times of each file."""
+        """The name of the text field, and path, size and times of each file."""
         return [self.text_field, _stat(_list_files(self.spec, self.pattern)[1])]
 
     def read(self) -> Reading:
-        """Blank lines mean nothing and empty texts are skipped; any other bad line is an error with its number."""
+        """Reads the lines. Blank lines and empty texts are skipped; any other bad line is an error with its number."""
         root, files = _list_files(self.spec, self.pattern)
-        documents, skipped = [], 0
+        documents: list[Document] = []
+        skipped = 0
         for path in files:
             for number, line in _numbered_lines(path):
                 record = self._parse(f"{path}:{number}", line)
@@ -139,8 +149,8 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 class PythonPackage:
     """`pypi:NAME==VERSION`: the source archive of a pinned release.
 
-    Domains: `tests` (below a folder of that name), `translations` (.po), `english` (texts below docs), `code` (.py) and
-    `other`.
+    Its domains are `tests` (below a directory of that name), `translations` (.po), `english` (texts below docs), `code`
+    (.py) and `other`.
     """
 
     spec: str
@@ -151,7 +161,7 @@ class PythonPackage:
         return self.archive.sha256()
 
     def read(self) -> Reading:
-        """Files are named by their path within the archive, without its top folder."""
+        """Reads the files, which are named by their path below the archive's top directory."""
         texts = {name: as_utf8(data) for name, data in self.archive.files()}
         reading = _as_documents(self.spec, sorted(texts.items()), _package_domain)
         return reading._replace(sha256=self.archive.sha256())
@@ -171,35 +181,53 @@ def _package(spec: str, argument: str, config: DataConfig) -> PythonPackage:
     return PythonPackage(spec, SourceArchive.of(argument, Path(config.cache_dir).expanduser()))
 
 
-SOURCES: dict[str, Callable[[str, str, DataConfig], Source]] = {
-    "stdlib": lambda spec, argument, config: StandardLibrary(),
-    "text": lambda spec, argument, config: TextFiles(spec, argument),
-    "jsonl": lambda spec, argument, config: JsonLines(spec, argument, config.text_field),
-    "pypi": _package,
+class SourceKind(NamedTuple):
+    """A kind of source, by its prefix in `SOURCES`."""
+
+    argument: str  # what stands behind the prefix and a colon; empty: nothing may
+    make: Callable[[str, str, DataConfig], Source]  # the source of (spec, argument, config)
+
+
+SOURCES = {
+    "stdlib": SourceKind("", lambda spec, argument, config: StandardLibrary()),
+    "text": SourceKind("FOLDER_OR_GLOB", lambda spec, argument, config: TextFiles(spec, argument)),
+    "jsonl": SourceKind("FILE_OR_GLOB", lambda spec, argument, config: JsonLines(spec, argument, config.text_field)),
+    "pypi": SourceKind("NAME==VERSION", _package),
 }
 
 
 def parse_sources(config: DataConfig) -> list[Source]:
-    """The sources named in `config.source`. Raises ValueError for an unknown or incomplete one; reads nothing yet."""
-    return [_parse_source(spec.strip(), config) for spec in config.source.split(",")]
+    """The sources that `config.source` names; nothing is read yet.
+
+    Raises Violation for a source that is unknown or incomplete, and where `config.weights` do not fit the sources.
+    """
+    sources = [_parse_source(spec.strip(), config) for spec in config.source.split(",")]
+    if config.weights and len(config.weights) != len(sources):
+        raise Violation(
+            f"data.weights={config.weights} has {len(config.weights)} entries for {len(sources)} sources: give one "
+            "each, or () to mix by size"
+        )
+    if any(not weight > 0 for weight in config.weights):
+        raise Violation(f"data.weights={config.weights} has an entry that is not positive: leave that source out")
+    return sources
 
 
 def _parse_source(spec: str, config: DataConfig) -> Source:
     prefix, _, argument = spec.partition(":")
-    if prefix not in SOURCES or bool(argument) == (prefix == "stdlib"):
-        raise ValueError(
-            f"data.source={spec!r} is not a source: use stdlib, text:FOLDER_OR_GLOB, jsonl:FILE_OR_GLOB or "
-            "pypi:NAME==VERSION, several joined by commas"
+    if prefix not in SOURCES or bool(argument) != bool(SOURCES[prefix].argument):
+        *first, last = (f"{name}:{kind.argument}" if kind.argument else name for name, kind in SOURCES.items())
+        raise Violation(
+            f"data.source={spec!r} is not a source: use {', '.join(first)} or {last}, several joined by commas"
         )
-    return SOURCES[prefix](spec, argument, config)
+    return SOURCES[prefix].make(spec, argument, config)
 
 
 def _walk(root: Path, skip: frozenset[str] = frozenset()) -> list[Path]:
-    """Files below `root`, hidden ones and folders in `skip` left out, sorted by relative path."""
+    """The files below `root` that are neither hidden nor in a directory of `skip`, sorted by relative path."""
     found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".") and name not in skip]
-        found += [Path(folder, name) for name in files if not name.startswith(".")]
+    for directory, directories, files in os.walk(root):
+        directories[:] = [name for name in directories if not name.startswith(".") and name not in skip]
+        found += [Path(directory, name) for name in files if not name.startswith(".")]
     return _sorted_below(root, found)
 
 
@@ -208,7 +236,7 @@ def _sorted_below(root: Path, files: Iterable[Path]) -> list[Path]:
 
 
 def _list_files(spec: str, pattern: str) -> tuple[Path, list[Path]]:
-    """The root that names are relative to, and the sorted files of a folder, a file or a glob."""
+    """The root that names are relative to, and the sorted files that a directory, a file or a glob stands for."""
     path = Path(pattern).expanduser()
     if path.is_dir():
         return path, _walk(path)
@@ -225,7 +253,10 @@ def _list_files(spec: str, pattern: str) -> tuple[Path, list[Path]]:
 
 
 def _stat(files: Iterable[Path]) -> list[tuple[str, int, int, int]]:
-    """Change times too, because a tool can set a modification time back, as reproducible builds do."""
+    """Path, size and times of each file.
+
+    Change times are among them because a tool can set a modification time back, as reproducible builds do.
+    """
     stats = ((str(path.absolute()), path.stat()) for path in files)
     return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
 
@@ -238,7 +269,8 @@ def _read_files(spec: str, root: Path, files: list[Path], domain: Callable[[Pure
 def _as_documents(
     spec: str, texts: Iterable[tuple[str, bytes | None]], domain: Callable[[PurePosixPath], str]
 ) -> Reading:
-    documents, skipped = [], 0
+    documents: list[Document] = []
+    skipped = 0
     for name, text in texts:
         if text is None:
             skipped += 1

@@ -1,10 +1,11 @@
-"""Which documents are held out, and which of the others are trained on: decided by a hash of their names."""
+"""Which documents are held out and which of the others are trained on, as a hash of their names decides."""
 
 import collections
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from moe_jax.config.rules import Violation
 from moe_jax.data.documents import Document
 
 
@@ -15,16 +16,22 @@ class Split(NamedTuple):
     heldout: list[Document]
 
 
+def check_holdout_fraction(fraction: float | int) -> None:
+    """Raises Violation unless 0 < fraction < 1."""
+    if not 0 < fraction < 1:
+        raise Violation(f"data.holdout_fraction={fraction} is outside (0, 1): 0.05 holds out one file in 20")
+
+
 def holdout_split(documents: Sequence[Document], fraction: float | int) -> Split:
     """Holds out `fraction` of each domain's documents, those whose names hash lowest.
 
-    Rounded to whole documents, but at least one of a domain with more than one, and never all; none if the fraction is
-    0. Neither the order of the documents nor their content matters, and a document added to a domain moves at most
-    those at the border. Raises ValueError unless 0 <= fraction < 1.
+    The number is rounded to whole documents, but a domain with more than one document always has one held out and
+    never all. A fraction of 0 holds out nothing. Neither the order of the documents nor their content matters, and a
+    document added to a domain moves at most those at the border. Raises Violation unless 0 <= fraction < 1.
     """
-    if not 0 <= fraction < 1:
-        raise ValueError(f"data.holdout_fraction={fraction} is not a fraction: use 0 <= fraction < 1")
-    domains = collections.defaultdict(list)
+    if fraction:
+        check_holdout_fraction(fraction)
+    domains: dict[str, list[str]] = collections.defaultdict(list)
     for document in documents:
         domains[document.domain].append(document.name)
     heldout: set[str] = set()
@@ -40,12 +47,13 @@ def holdout_split(documents: Sequence[Document], fraction: float | int) -> Split
 def sample(documents: Sequence[Document], max_bytes: float | int) -> list[Document]:
     """The documents whose names hash lowest, until they make up `max_bytes`; the last one may exceed it.
 
-    So a smaller sample is part of every larger one, and no sample is empty. `max_bytes` 0: all of them.
+    A smaller sample is part of every larger one, and no sample is empty. `max_bytes` 0 takes all documents.
     """
     if not max_bytes:
         return list(documents)
     size = {document.name: len(document.text) for document in documents}
-    kept, total = set(), 0
+    kept: set[str] = set()
+    total = 0
     for name in _ranked(size, "sample"):
         if total >= max_bytes:
             break
@@ -55,5 +63,5 @@ def sample(documents: Sequence[Document], max_bytes: float | int) -> list[Docume
 
 
 def _ranked(names: Iterable[str], purpose: str) -> list[str]:
-    """Names by hash; another `purpose` gives an unrelated order."""
+    """The names sorted by a hash; another `purpose` gives an unrelated order."""
     return sorted(names, key=lambda name: hashlib.sha256(f"{purpose}:{name}".encode()).digest())

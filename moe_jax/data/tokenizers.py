@@ -1,9 +1,12 @@
-"""Text to token ids and back, with the bytes that each token stands for."""
+"""Tokenizers turn text into ids and back, and know how many bytes each token stands for.
+
+A new tokenizer is one class like those below and one line in `TOKENIZERS`.
+"""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import tokenizers
@@ -11,10 +14,11 @@ from absl import logging
 from jaxtyping import Int32, Integer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from moe_jax.config.rules import Violation, one_of
 from moe_jax.data.cache import cache_key, publish
 
 BYTES = 256
-CHUNK = 1 << 22  # bytes of text encoded at once; the encodings take a multiple of that
+CHUNK = 1 << 22  # bytes of text that are encoded at once; the encodings take several times that
 
 
 @runtime_checkable
@@ -29,7 +33,7 @@ class Tokenizer(Protocol):
         """Ids of a text."""
 
     def encode_batch(self, texts: Sequence[bytes]) -> Iterator[Integer[np.ndarray, " tokens"]]:
-        """Ids of each text, given as UTF-8; in a compact integer type."""
+        """Ids of each text, which is given as UTF-8, in a compact integer type."""
 
     def decode(self, ids: Integer[np.ndarray, " tokens"]) -> str:
         """The text of `ids`. Ids that stand for no text are left out, bytes that are no character become U+FFFD."""
@@ -62,20 +66,22 @@ class BPETokenizer:
     """Byte-level byte-pair encoding (Sennrich et al. 2016, over bytes as in GPT-2): any text, lossless."""
 
     def __init__(self, serialized: str):
-        """From `train`'s result."""
+        """Opens what `train` returned."""
         self._bpe = tokenizers.Tokenizer.from_str(serialized)
-        # Not one of the BPE's own special tokens: those would be recognised where a document spells them.
+        # This is none of the BPE's own special tokens, which would be recognised where a document spells them.
         self.end_of_document = self._bpe.get_vocab_size()
         self.vocab_size = self.end_of_document + 1
         # The byte-level alphabet has one character for each byte.
-        lengths = [len(self._bpe.id_to_token(i)) for i in range(self.end_of_document)]
-        self.bytes_per_token = np.array([*lengths, 0], np.int32)
+        self.bytes_per_token = np.zeros(self.vocab_size, np.int32)
+        for token, i in self._bpe.get_vocab().items():
+            self.bytes_per_token[i] = len(token)
 
     @staticmethod
     def train(texts: Sequence[bytes], vocab_size: int) -> str:
-        """A serialized BPE whose tokens and end of document are at most `vocab_size` ids; fewer if the text is short.
+        """Trains a BPE and returns it serialized.
 
-        The result depends on the texts alone, not on the number of threads.
+        Its tokens and the end of document are at most `vocab_size` ids, and fewer if the text is short. The result
+        depends on the texts alone, not on the number of threads.
         """
         bpe = tokenizers.Tokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -93,7 +99,7 @@ class BPETokenizer:
         return np.array(self._bpe.encode(text).ids, np.int32)
 
     def encode_batch(self, texts: Sequence[bytes]) -> Iterator[Integer[np.ndarray, " tokens"]]:
-        """Ids of each text, on all cores."""
+        """Ids of each text; all cores encode."""
         dtype = compact_dtype(self.vocab_size)
         for chunk in _chunks(texts):
             for encoding in self._bpe.encode_batch_fast([text.decode() for text in chunk]):
@@ -111,7 +117,8 @@ def compact_dtype(vocab_size: int) -> type[np.unsignedinteger]:
 
 
 def _chunks(texts: Sequence[bytes]) -> Iterator[list[bytes]]:
-    chunk, size = [], 0
+    chunk: list[bytes] = []
+    size = 0
     for text in texts:
         chunk.append(text)
         size += len(text)
@@ -121,25 +128,43 @@ def _chunks(texts: Sequence[bytes]) -> Iterator[list[bytes]]:
     yield chunk
 
 
-def check_vocab_size(name: str, vocab_size: int) -> None:
-    """Raises ValueError for an unknown `data.tokenizer`, or where `model.vocab_size` has no room for its ids."""
-    if name not in ("bytes", "bpe"):
-        raise ValueError(f"data.tokenizer={name!r} is not a tokenizer: use bytes or bpe")
-    if vocab_size <= BYTES:
-        raise ValueError(
-            f"model.vocab_size={vocab_size} is smaller than the {BYTES + 1} ids of data.tokenizer={name!r} (256 bytes "
-            f"and the end of document): use at least {BYTES + 1}"
-        )
-
-
 def build_bpe(texts: Sequence[bytes], vocab_size: int, cache_dir: Path) -> str:
-    """`BPETokenizer.train`, or its result from `cache_dir` if it was trained on the same texts before."""
+    """The result of `BPETokenizer.train`, from `cache_dir` if it was trained on the same texts before."""
     digest = hashlib.sha256()
     for text in texts:
         digest.update(hashlib.sha256(text).digest())
-    folder = cache_dir / "bpe" / cache_key(tokenizers.__version__, digest.hexdigest(), vocab_size)
-    if not folder.is_dir():
+    directory = cache_dir / "bpe" / cache_key(tokenizers.__version__, digest.hexdigest(), vocab_size)
+    if not directory.is_dir():
         logging.info("Training a BPE of %d tokens on %d documents", vocab_size, len(texts))
-        with publish(folder) as draft:
+        with publish(directory) as draft:
             (draft / "tokenizer.json").write_text(BPETokenizer.train(texts, vocab_size), encoding="utf-8")
-    return (folder / "tokenizer.json").read_text(encoding="utf-8")
+    return (directory / "tokenizer.json").read_text(encoding="utf-8")
+
+
+class TokenizerKind(NamedTuple):
+    """How a corpus gets a tokenizer."""
+
+    build: Callable[[Sequence[bytes], int, Path], str]  # (training texts, vocabulary size, cache) to a serialized form
+    open: Callable[[str], Tokenizer]  # the tokenizer of a serialized form
+    trained: bool  # whether the training texts and the vocabulary size decide which ids it gives
+
+
+TOKENIZERS = {
+    "bytes": TokenizerKind(lambda texts, vocab_size, cache_dir: "", lambda serialized: ByteTokenizer(), trained=False),
+    "bpe": TokenizerKind(build_bpe, BPETokenizer, trained=True),
+}
+
+
+def check_tokenizer(name: str) -> None:
+    """Raises Violation unless `TOKENIZERS` has `data.tokenizer`."""
+    one_of("data.tokenizer", name, TOKENIZERS)
+
+
+def check_vocab_size(name: str, vocab_size: int) -> None:
+    """Raises Violation for an unknown `data.tokenizer`, and where `model.vocab_size` has no room for its ids."""
+    check_tokenizer(name)
+    if vocab_size <= BYTES:
+        raise Violation(
+            f"model.vocab_size={vocab_size} is smaller than the {BYTES + 1} ids of data.tokenizer={name!r} (256 bytes "
+            f"and the end of document): use at least {BYTES + 1}"
+        )

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 
 from moe_jax.config.schema import MoEConfig
 from moe_jax.documentation.causality import EXPERTS, TIGHT, TOKENS, Case, measure
-from moe_jax.documentation.router_configs import router_configs
 from moe_jax.moe.dispatch import DISPATCHERS
 from moe_jax.moe.plan import DROP_ORDERS
 from moe_jax.moe.router import Router
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.report.markdown import rows
 from moe_jax.resolve.resolve import ConfigError, resolve
+from moe_jax.resolve.router_configs import router_configs
 
 BALANCING = ("balance_loss", "importance_loss", "load_loss", "bias_rate", "z_loss")
 HEADER = """# Routers

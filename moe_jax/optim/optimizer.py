@@ -20,7 +20,7 @@ def _cosine(train: TrainConfig) -> optax.Schedule:
 
 
 def _inverse_square_root(train: TrainConfig) -> optax.Schedule:
-    """learning_rate at the end of the warm-up, then falling with 1 / sqrt(step) (Vaswani et al. 2017)."""
+    """Reaches learning_rate at the end of the warm-up, then falls with 1 / sqrt(step) (Vaswani et al. 2017)."""
     warmup = max(train.warmup_steps, 1)
     rising = lambda step: step / warmup if train.warmup_steps else 1.0
     return lambda step: train.learning_rate * jnp.minimum(rising(step), jnp.sqrt(warmup / jnp.maximum(step, 1)))
@@ -40,11 +40,9 @@ def _warmup_stable_decay(train: TrainConfig) -> optax.Schedule:
 
 
 def _warmup_then_constant(train: TrainConfig) -> optax.Schedule:
-    return (
-        optax.linear_schedule(0.0, train.learning_rate, train.warmup_steps)
-        if train.warmup_steps
-        else (optax.constant_schedule(train.learning_rate))
-    )
+    if not train.warmup_steps:
+        return optax.constant_schedule(train.learning_rate)
+    return optax.linear_schedule(0.0, train.learning_rate, train.warmup_steps)
 
 
 SCHEDULES: dict[str, Callable[[TrainConfig], optax.Schedule]] = {
@@ -56,7 +54,7 @@ SCHEDULES: dict[str, Callable[[TrainConfig], optax.Schedule]] = {
 
 
 def learning_rate(train: TrainConfig) -> optax.Schedule:
-    """Step number (from 0) to learning rate."""
+    """The schedule of a run: a function from the number of a step, counted from 0, to its learning rate."""
     return SCHEDULES[train.schedule](train)
 
 
@@ -67,10 +65,10 @@ def _adamw(train: TrainConfig, decayed: PyTree) -> optax.GradientTransformation:
 
 
 def _adafactor(train: TrainConfig, decayed: PyTree) -> optax.GradientTransformation:
-    """Adafactor as Switch Transformer used it: updates in proportion to the scale of the parameter, which is here the
-    whole stack of a segment's layers or of the experts.
+    """Adafactor (Shazeer and Stern 2018) as Switch Transformer used it: updates scale with the parameter.
 
-    Weight decay is in proportion to the learning rate, as in AdamW (optax's own is not).
+    A parameter is here the whole stack of a segment's layers, or of their experts. Weight decay is in proportion to the
+    learning rate, as it is in AdamW; optax's own is not.
     """
     rate = learning_rate(train)
     adafactor = optax.adafactor(rate)
@@ -79,10 +77,13 @@ def _adafactor(train: TrainConfig, decayed: PyTree) -> optax.GradientTransformat
     return optax.chain(adafactor, optax.add_decayed_weights(lambda step: -train.weight_decay * rate(step), decayed))
 
 
-OPTIMIZERS: dict[str, Callable] = {"adamw": _adamw, "adafactor": _adafactor}
+OPTIMIZERS: dict[str, Callable[[TrainConfig, PyTree], optax.GradientTransformation]] = {
+    "adamw": _adamw,
+    "adafactor": _adafactor,
+}
 
 
 def make_optimizer(train: TrainConfig, decayed: PyTree) -> optax.GradientTransformation:
-    """The optimiser of a run. `decayed`: for each parameter, whether weight decay applies to it."""
+    """The optimiser of a run. `decayed` says for each parameter whether weight decay applies to it."""
     update = OPTIMIZERS[train.optimizer](train, decayed)
     return optax.chain(optax.clip_by_global_norm(train.clip_norm), update) if train.clip_norm else update

@@ -24,8 +24,8 @@ from moe_jax.benchmarks.routers import (
     training_pass,
 )
 from moe_jax.config import MoEConfig
-from moe_jax.documentation.router_configs import router_configs
 from moe_jax.moe.routers import ROUTERS
+from moe_jax.resolve.router_configs import router_configs
 
 FILES = {path.stem for path in (Path(__file__).parents[2] / "configs" / "routers").glob("*.py")}
 TINY = Sizes(d_model=8, d_ff=16, sequences=4, length=8)

@@ -5,14 +5,14 @@ from moe_jax.config.schema import DataConfig
 
 @pytest.fixture
 def write(tmp_path):
-    """write({"a/b.txt": "text"}) makes files below a fresh folder and returns the folder."""
+    """write({"a/b.txt": "text"}) makes files below a fresh directory and returns the directory."""
 
-    def write_files(files, folder="text"):
+    def write_files(files, directory="text"):
         for name, content in files.items():
-            path = tmp_path / folder / name
+            path = tmp_path / directory / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return tmp_path / folder
+        return tmp_path / directory
 
     return write_files
 

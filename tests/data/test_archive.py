@@ -14,7 +14,7 @@ FILES = {
     "Tiny-1.0/docs/intro.txt": b"english",
     "Tiny-1.0/docs/conf.py": b"code",
     "Tiny-1.0/tiny/core.py": b"code ",
-    "Tiny-1.0/tiny/test/client.py": b"code  ",  # a package called test is not a folder of tests
+    "Tiny-1.0/tiny/test/client.py": b"code  ",  # a package called test is not a directory of tests
     "Tiny-1.0/tiny/locale/de.po": b"translations",
     "Tiny-1.0/tiny/locale/de.mo": b"\0",
     "Tiny-1.0/tests/test_core.py": b"tests",
@@ -22,16 +22,16 @@ FILES = {
 }
 
 
-def write_tar(folder):
-    with tarfile.open(folder / "tiny-1.0.tar.gz", "w:gz") as tar:
+def write_tar(directory):
+    with tarfile.open(directory / "tiny-1.0.tar.gz", "w:gz") as tar:
         for name, data in FILES.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
 
 
-def write_zip(folder):
-    with zipfile.ZipFile(folder / "tiny-1.0.zip", "w") as file:
+def write_zip(directory):
+    with zipfile.ZipFile(directory / "tiny-1.0.zip", "w") as file:
         file.mkdir("Tiny-1.0")
         for name, data in FILES.items():
             file.writestr(name, data)
@@ -44,7 +44,7 @@ def source(tmp_path):
 
 @pytest.mark.parametrize("write_archive", [write_tar, write_zip])
 def test_documents_of_an_archive(monkeypatch, source, write_archive):
-    monkeypatch.setattr(archive, "download", lambda name, version, folder, final: write_archive(folder))
+    monkeypatch.setattr(archive, "download", lambda name, version, directory, final: write_archive(directory))
     reading = source.read()
     assert [d.name for d in reading.documents] == sorted(
         name.removeprefix("Tiny-1.0/") for name in FILES if not name.endswith(".mo")
@@ -63,8 +63,8 @@ def test_fetched_once(monkeypatch, source):
 
 
 def test_an_archive_put_there_by_hand_is_used(source):
-    source.archive.folder.mkdir(parents=True)
-    write_tar(source.archive.folder)
+    source.archive.directory.mkdir(parents=True)
+    write_tar(source.archive.directory)
     assert len(source.read().documents) == 7
 
 
@@ -79,16 +79,16 @@ def test_pip_is_asked_for_the_source_of_this_package_alone(monkeypatch, source):
     with pytest.raises(ValueError, match=r"'pypi:Tiny==1\.0': .*\(ERROR: No matching distribution\): check") as error:
         source.read()
     assert "\n" not in str(error.value)
-    assert str(source.archive.folder) in str(error.value)
-    assert not source.archive.folder.exists()
+    assert str(source.archive.directory) in str(error.value)
+    assert not source.archive.directory.exists()
     assert {"--no-deps", "--no-binary=Tiny", "Tiny==1.0"} <= set(commands[0])
 
 
 def test_what_is_no_archive_is_refused(source):
-    source.archive.folder.mkdir(parents=True)
+    source.archive.directory.mkdir(parents=True)
     with pytest.raises(ValueError, match="holds 0 files where the one archive should be"):
         source.read()
-    (source.archive.folder / "tiny.tar.gz").write_text("<html>not found</html>")
+    (source.archive.directory / "tiny.tar.gz").write_text("<html>not found</html>")
     with pytest.raises(ValueError, match="neither a tar nor a zip archive"):
         source.read()
 

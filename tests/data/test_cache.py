@@ -3,8 +3,8 @@ import pytest
 from moe_jax.data.cache import publish
 
 
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
 
 
 def test_a_failed_entry_leaves_nothing(tmp_path):

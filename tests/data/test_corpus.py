@@ -9,7 +9,7 @@ from moe_jax.data.sources import TextFiles
 
 def texts(corpus, rows):
     """The documents that rows without a dropped end spell, as a sorted list."""
-    targets = np.concatenate([row.targets[row.segments > 0] for row in rows])
+    targets = np.concatenate([row.targets[row.documents > 0] for row in rows])
     ends = np.flatnonzero(targets == corpus.tokenizer.end_of_document)
     return sorted(corpus.tokenizer.decode(part) for part in np.split(targets, ends + 1) if len(part))
 
@@ -69,10 +69,10 @@ def test_seed_and_sequence_length_need_no_new_cache(letters, make_config, monkey
     monkeypatch.setattr(TextFiles, "read", lambda source: pytest.fail("read again"))
     reordered = load_corpus(config, 257, seed=1)
     longer = load_corpus(dataclasses.replace(config, sequence_length=16), 257, seed=0)
-    assert list(reordered.train_rows[0][0].inputs) != list(first.train_rows[0][0].inputs)
+    assert list(reordered.train_rows[0][0].ids) != list(first.train_rows[0][0].ids)
     assert reordered.sha256 == first.sha256, "the seed orders the data; it is the same data"
     assert longer.sha256 != first.sha256
-    assert longer.train_rows[0][0].inputs.shape == (16,)
+    assert longer.train_rows[0][0].ids.shape == (16,)
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_documents_shorter_than_a_sequence(write, make_config):
     root = write({"a": "x", "b": "y", "c": "z"})
     corpus = load_corpus(make_config(f"text:{root}", sequence_length=32), 257, seed=0)
     (row,) = corpus.train_rows[0]
-    assert list(row.segments[:5]) == [1, 1, 2, 2, 0]
-    assert row.segments.sum() == 6
+    assert list(row.documents[:5]) == [1, 1, 2, 2, 0]
+    assert row.documents.sum() == 6
 
 
 @pytest.mark.parametrize(
@@ -137,10 +137,22 @@ def test_documents_shorter_than_a_sequence(write, make_config):
     [
         ({"a": "one"}, {}, r"data\.source='text:.*' has one document a domain, so none can be held out"),
         ({"a": b"\0"}, {}, r"data\.source='text:.*' holds no text"),
-        ({"a": "1", "b": "2"}, {"weights": (1.0, 2.0)}, r"data\.weights=\(1\.0, 2\.0\) does not fit .*: give 1"),
-        ({"a": "1", "b": "2"}, {"weights": (0.0,)}, r"data\.weights=\(0\.0,\) does not fit"),
-        ({"a": "1", "b": "2"}, {"tokenizer": "words"}, r"data\.tokenizer='words' is not a tokenizer"),
-        ({"a": "1", "b": "2"}, {"holdout_fraction": 1.0}, r"data\.holdout_fraction=1\.0 is not a fraction"),
+        (
+            {"a": "1", "b": "2"},
+            {"weights": (1.0, 2.0)},
+            r"data\.weights=\(1\.0, 2\.0\) has 2 entries for 1 sources: give one each, or \(\)",
+        ),
+        (
+            {"a": "1", "b": "2"},
+            {"weights": (0.0,)},
+            r"data\.weights=\(0\.0,\) has an entry that is not positive: leave that source out",
+        ),
+        ({"a": "1", "b": "2"}, {"tokenizer": "words"}, r"data\.tokenizer='words' is unknown: choose one of bytes, bpe"),
+        (
+            {"a": "1", "b": "2"},
+            {"holdout_fraction": 1.0},
+            r"data\.holdout_fraction=1\.0 is outside \(0, 1\): 0\.05 holds out one file in 20",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_line(write, make_config, files, fields, message):

@@ -14,7 +14,7 @@ def documents():
 
 
 def rows_of(rows):
-    return [(list(row.inputs), list(row.targets), list(row.segments), row.domain) for row in rows]
+    return [(list(row.ids), list(row.targets), list(row.documents), row.domain) for row in rows]
 
 
 def test_tokenized_documents(documents):
@@ -102,10 +102,10 @@ def test_random_streams_equal_a_plain_loop(length):
     for i, row in enumerate(rows):
         inputs, targets = stream[i * length :][:length], stream[i * length + 1 :][:length]
         documents = number[i * length + 1 :][:length]
-        valid = row.segments > 0
+        valid = row.documents > 0
         assert list(row.targets[valid]) == targets
-        assert list(row.inputs[valid]) == inputs[: len(targets)]
-        assert list(row.segments[valid]) == [d - documents[0] + 1 for d in documents]
+        assert list(row.ids[valid]) == inputs[: len(targets)]
+        assert list(row.documents[valid]) == [d - documents[0] + 1 for d in documents]
 
 
 def test_saved_and_loaded(documents, tmp_path):

@@ -52,8 +52,8 @@ def test_a_batch_holds_rows_of_the_corpus(corpus, config):
     rows = {tuple(row.targets): row for row in corpus.train_rows[0]}
     for i in range(4):
         row = rows[tuple(batch.targets[i])]
-        np.testing.assert_array_equal(batch.inputs[i], row.inputs)
-        np.testing.assert_array_equal(batch.segments[i], row.segments)
+        np.testing.assert_array_equal(batch.ids[i], row.ids)
+        np.testing.assert_array_equal(batch.documents[i], row.documents)
         assert batch.domain[i] == row.domain
 
 
@@ -123,23 +123,23 @@ def test_sources_are_mixed_by_size_by_default(two_sources):
 
 def test_every_heldout_token_is_a_target_once(corpus, config, letters):
     batches = list(heldout_batches(corpus, 4))
-    valid = np.concatenate([batch.targets[batch.segments > 0] for batch in batches])
+    valid = np.concatenate([batch.targets[batch.documents > 0] for batch in batches])
     sizes = corpus.counts.heldout_bytes
     documents = (valid == corpus.tokenizer.end_of_document).sum()
     assert documents == 10  # a quarter of 40
     assert len(valid) == sum(sizes.values()) + documents
     assert corpus.tokenizer.bytes_per_token[valid].sum() == sum(sizes.values())
     for index, name in enumerate(corpus.domains):
-        of_domain = np.concatenate([b.targets[(b.segments > 0) & (b.domain == index)[:, None]] for b in batches])
+        of_domain = np.concatenate([b.targets[(b.documents > 0) & (b.domain == index)[:, None]] for b in batches])
         assert corpus.tokenizer.bytes_per_token[of_domain].sum() == sizes[name]
 
 
 def test_the_last_heldout_batch_is_filled_with_padding(corpus):
     rows = sum(map(len, corpus.heldout_rows))
     batches = list(heldout_batches(corpus, rows - 1))
-    assert [batch.inputs.shape for batch in batches] == [(rows - 1, 8)] * 2
-    assert batches[0].segments.any(axis=1).all()
-    np.testing.assert_array_equal(batches[1].segments.any(axis=1), np.arange(rows - 1) == 0)
+    assert [batch.ids.shape for batch in batches] == [(rows - 1, 8)] * 2
+    assert batches[0].documents.any(axis=1).all()
+    np.testing.assert_array_equal(batches[1].documents.any(axis=1), np.arange(rows - 1) == 0)
 
 
 def test_heldout_order_is_fixed_and_spreads_the_domains(corpus):

@@ -45,13 +45,13 @@ def test_the_running_python_has_code_and_prose():
     assert [d.name for d in reading.documents] == sorted(d.name for d in reading.documents)
 
 
-def test_text_folder(write):
+def test_text_directory(write):
     root = write({"news/b.txt": "b", "news/deep/a.txt": "a", "mail/c": "c", "top.md": "t", ".git/config": "hidden"})
     assert domains(read(f"text:{root}")) == {
         "mail/c": "mail",
         "news/b.txt": "news",
         "news/deep/a.txt": "news",
-        "top.md": "text",  # the folder's own name
+        "top.md": "text",  # the directory's own name
     }
 
 
@@ -124,7 +124,7 @@ def test_sources_joined_by_commas(tmp_path):
     sources = parse_sources(DataConfig(source="stdlib, text:/books,pypi:Django==5.1.4", cache_dir=str(tmp_path)))
     assert [source.spec for source in sources] == ["stdlib", "text:/books", "pypi:Django==5.1.4"]
     assert isinstance(sources[2], PythonPackage)
-    assert sources[2].archive.folder == Path(tmp_path, "archives", "django-5.1.4")
+    assert sources[2].archive.directory == Path(tmp_path, "archives", "django-5.1.4")
 
 
 def test_fingerprint_changes_with_a_file(write):

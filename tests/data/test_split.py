@@ -37,7 +37,9 @@ def test_never_all_of_a_domain_and_none_on_request():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 5])
 def test_not_a_fraction(fraction):
-    with pytest.raises(ValueError, match=r"data\.holdout_fraction=.* is not a fraction"):
+    with pytest.raises(
+        ValueError, match=r"data\.holdout_fraction=.* is outside \(0, 1\): 0\.05 holds out one file in 20"
+    ):
         holdout_split(documents(3), fraction)
 
 

@@ -82,5 +82,5 @@ def test_a_vocabulary_that_is_too_small(name):
 
 
 def test_an_unknown_tokenizer():
-    with pytest.raises(ValueError, match=r"data\.tokenizer='words' is not a tokenizer: use bytes or bpe"):
+    with pytest.raises(ValueError, match=r"data\.tokenizer='words' is unknown: choose one of bytes, bpe"):
         check_vocab_size("words", 1000)
