@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterable
 from moe_jax.config.schema import RunConfig
 
 
-class Violation(ValueError):
-    """One broken condition; its text is the whole message."""
-
-
 class ConfigError(ValueError):
     """What a user asked for cannot run; its text is one line that names field, value and remedy."""
+
+
+Violation = ConfigError
 
 
 def positive(name: str, value: int | float) -> None:

@@ -1,7 +1,7 @@
-"""The decoder-only language model."""
+"""The decoder-only transformer."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +11,14 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from moe_jax.config.layers import segments
 from moe_jax.config.schema import RunConfig
-from moe_jax.models.block import Context, RMSNorm, Segment, by_place
+from moe_jax.models.attention.mask import Mask
+from moe_jax.models.block import RMSNorm, Segment, by_place
 from moe_jax.models.loss import cross_entropy
-from moe_jax.moe.stats import RoutingSums
+from moe_jax.moe.context import Context
+from moe_jax.moe.sums import Sums
 from moe_jax.parallel.collectives import index_over
 from moe_jax.parallel.mesh import TENSOR, TOKEN_AXES
-from moe_jax.parallel.sharding import gather, param
-
-
-class Text(NamedTuple):
-    """What the model reads."""
-
-    tokens: Int[Array, "B L"]
-    documents: Int[Array, "B L"]  # the number of each token's document, 0 for padding
-    step: Int[Array, ""]  # of training, for schedules inside the model
+from moe_jax.parallel.sharding import fan_in_init, gather, param
 
 
 class Decoder(nnx.Module):
@@ -43,45 +37,64 @@ class Decoder(nnx.Module):
         first, parts = 0, []
         for spec in segments(run):
             parts.append(Segment(spec, first, run, init, rngs, dtype))
-            first += spec.repeats * len(spec.pattern)
+            first += spec.num_layers
         self.segments = nnx.List(parts)
         self.norm = RMSNorm(model.d_model, model.norm_eps, rngs, dtype)
         if not model.tie_embeddings:
             self.head = param(rngs, (model.d_model, model.vocab_size), ("embed", "vocab"), init, dtype)
 
     def hidden(
-        self, text: Text, key: Key[Array, ""] | None, train: bool
-    ) -> tuple[Float[Array, "B L D"], tuple[RoutingSums, ...]]:
-        """Normalised output of the last layer, and this device's routing sums: for each segment with MoE layers, which
-        may differ from the next one in E and K, [M, ...] in the order of layers.
+        self,
+        ids: Int[Array, "B L"],
+        documents: Int[Array, "B L"],
+        step: Int[Array, ""],
+        key: Key[Array, ""] | None,
+        train: bool,
+    ) -> tuple[Float[Array, "B L D"], tuple[Sums, ...]]:
+        """Normalised output of the last layer, and the routing sums of this device.
 
-        `key`: for noise in training, or None.
+        The sums are [M, ...] in the order of layers, for each segment with MoE layers: these may differ from the next
+        one's in E and K.
+
+        Args:
+            ids: vocabulary indices.
+            documents: the number of each token's document; 0 marks padding.
+            step: of training, for schedules inside the model.
+            key: for noise in training; None: no noise.
+            train: whether experts have the capacity of training, and are chosen as in training.
         """
         run, dtype = self.run, jnp.dtype(self.run.model.dtype)
         context = Context(
-            tokens=text.tokens,
-            valid=text.documents > 0,
-            documents=text.documents if run.data.mask_documents else None,
-            keys=None if key is None else _group_keys(key, text.tokens.size // run.moe.group_size),
-            step=text.step,
+            ids=ids,
+            valid=documents > 0,
+            keys=None if key is None else _group_keys(key, ids.size // run.moe.group_size),
+            step=step,
         )
+        apart = documents if run.data.mask_documents else None
+        mask = Mask(query_documents=apart, key_documents=apart, window=run.attention.window)
         # Looked up in float32 so that the gradients of a frequent token are added up in it.
         table = gather(self.embedding, dtype).astype(jnp.promote_types(dtype, jnp.float32))
-        x = jnp.take(table, text.tokens, axis=0).astype(dtype)
+        x = jnp.take(table, ids, axis=0).astype(dtype)
         sums = []
         for segment in self.segments:
-            x, segment_sums = segment(x, context, train)
+            x, segment_sums = segment(x, mask, context, train)
             sums += [segment_sums] if segment_sums is not None else []
         return self.norm(x), tuple(sums)
 
     def negative_log_likelihood(
-        self, text: Text, targets: Int[Array, "B L"], key: Key[Array, ""] | None, train: bool
-    ) -> tuple[Float[Array, "B"], tuple[RoutingSums, ...]]:
+        self,
+        ids: Int[Array, "B L"],
+        targets: Int[Array, "B L"],
+        documents: Int[Array, "B L"],
+        step: Int[Array, ""],
+        key: Key[Array, ""] | None,
+        train: bool,
+    ) -> tuple[Float[Array, "B"], tuple[Sums, ...]]:
         """Nats of each sequence's targets, summed over valid positions, and the routing sums of `hidden`."""
-        x, sums = self.hidden(text, key, train)
-        return cross_entropy(x, self._head(x.dtype), targets, text.documents > 0, self.run.model.loss_chunk), sums
+        x, sums = self.hidden(ids, documents, step, key, train)
+        return cross_entropy(x, self._head(x.dtype), targets, documents > 0, self.run.model.loss_chunk), sums
 
-    def _head(self, dtype) -> Float[Array, "D v"]:
+    def _head(self, dtype: Any) -> Float[Array, "D v"]:
         """This device's part of the output head, V cut over `tensor`."""
         if not self.run.model.tie_embeddings:
             return gather(self.head, dtype)
@@ -90,28 +103,17 @@ class Decoder(nnx.Module):
         return lax.dynamic_slice_in_dim(table, index_over([TENSOR]) * own, own).T
 
 
-def fan_in_init(scale: float) -> nnx.Initializer:
-    """Truncated normal of variance scale / fan_in; weights are [..., fan in, fan out], one matrix for each expert."""
-
-    def init(key: Key[Array, ""], shape: tuple[int, ...], dtype) -> Array:
-        experts = tuple(range(len(shape) - 2))
-        scaled = nnx.initializers.variance_scaling(scale, "fan_in", "truncated_normal", batch_axis=experts)
-        return scaled(key, shape, dtype)
-
-    return init
-
-
 def _group_keys(key: Key[Array, ""], groups: int) -> Key[Array, "G"]:
     """A key for each of this device's groups, folded with the group's index in the whole batch."""
     first = index_over(TOKEN_AXES) * groups
     return jax.vmap(lambda group: jax.random.fold_in(key, group))(first + jnp.arange(groups))
 
 
-def as_variables(variables: PyTree, by_segment: Sequence[Float[Array, "_M _E"]]) -> PyTree:
+def as_variables(variables: Mapping[str, Any], by_segment: Sequence[PyTree]) -> PyTree:
     """Values of MoE layers, ordered like the routing sums of `Decoder.hidden`, as a tree like `variables`.
 
-    `variables`: those of one kind as a nested dict, one for each MoE layer of a pattern and stacked over its repeats,
-    as `BalanceBias`es are.
+    `variables` are those of one kind as a nested dict, one for each MoE layer of a pattern and stacked over its repeats,
+    as `BalanceBias`es are. `by_segment` has an entry for each segment that has such variables.
     """
     parts = {}
     for (index, part), values in zip(sorted(variables["segments"].items()), by_segment, strict=True):

@@ -1,31 +1,39 @@
 """What a router can use of `moe`: a field without effect is refused, not ignored."""
 
-from moe_jax.config.rules import Violation, divides
+from collections.abc import Mapping
+
+from moe_jax.config.rules import ConfigError, divides
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.routers import ROUTERS
 
 COLDEST = 1e-6  # router temperature
 
 
-def check_router(moe: MoEConfig, top_k: str, num_experts: str) -> None:
-    """Raises Violation on the first field that `moe.router` cannot use, or not so, in a layer of these settings.
+def check_router(moe: MoEConfig, name_of: Mapping[str, str]) -> None:
+    """Raises ConfigError on the first field that `moe.router` cannot use, or not so, in a layer of these settings.
 
-    `top_k` and `num_experts` name the fields that the layer has them from.
+    `name_of` names the fields that the layer has its values from: {"top_k": "moe.top_k_by_layer[2]", ...}.
     """
-    router = ROUTERS[moe.router]
+    router, top_k, num_experts = ROUTERS[moe.router], name_of["top_k"], name_of["num_experts"]
+    if moe.dispatcher not in ("auto", *router.dispatchers):
+        raise ConfigError(
+            f"moe.dispatcher={moe.dispatcher!r} cannot carry what moe.router={moe.router!r} decides: use one of auto, "
+            f"{', '.join(router.dispatchers)}"
+        )
     if router.required_top_k not in (None, moe.top_k):
-        raise Violation(
+        raise ConfigError(
             f"{top_k}={moe.top_k} with moe.router={moe.router!r}, which is top-{router.required_top_k}: set "
             f"{top_k}={router.required_top_k}, or use moe.router='top_k'"
         )
     if moe.top_k < router.least_top_k:
-        raise Violation(
+        raise ConfigError(
             f"{top_k}={moe.top_k} with moe.router={moe.router!r}, which needs more choices: set {top_k}="
             f"{router.least_top_k} or more"
         )
     _only_its_options(moe)
     _temperature(moe)
-    _groups(moe, top_k, num_experts)
+    _penalty(moe)
+    _expert_groups(moe, top_k, num_experts)
     router.check(moe, top_k, num_experts)
 
 
@@ -35,35 +43,43 @@ def _only_its_options(moe: MoEConfig) -> None:
         value, default = getattr(moe, name), getattr(defaults, name)
         if value != default and name not in ROUTERS[moe.router].options:
             able = ", ".join(known for known, router in ROUTERS.items() if name in router.options)
-            raise Violation(
+            raise ConfigError(
                 f"moe.{name}={value!r} has no effect with moe.router={moe.router!r}: leave it at {default!r}, or use "
                 f"one of {able}"
             )
 
     for name, value in ROUTERS[moe.router].fixed_fields.items():
         if getattr(moe, name) != value:
-            raise Violation(
+            raise ConfigError(
                 f"moe.{name}={getattr(moe, name)!r} with moe.router={moe.router!r}, which works only with {value!r}: "
                 f"set moe.{name}={value!r}"
             )
 
 
+def _penalty(moe: MoEConfig) -> None:
+    if bool(moe.penalty) != (moe.penalty_loss > 0):
+        raise ConfigError(
+            f"moe.penalty={moe.penalty!r} with moe.penalty_loss={moe.penalty_loss}: one names the loss and the other "
+            "weighs it, set both or neither"
+        )
+
+
 def _temperature(moe: MoEConfig) -> None:
     for name, value in (("temperature", moe.temperature), ("final_temperature", moe.final_temperature)):
         if value and value < COLDEST:
-            raise Violation(f"moe.{name}={value} is too small for float32: use {COLDEST} or more")
+            raise ConfigError(f"moe.{name}={value} is too small for float32: use {COLDEST} or more")
     if moe.temperature_steps and not moe.final_temperature:
-        raise Violation(
+        raise ConfigError(
             f"moe.temperature_steps={moe.temperature_steps} without moe.final_temperature: set the temperature to go to"
         )
     if moe.final_temperature == moe.temperature:
-        raise Violation(f"moe.final_temperature={moe.final_temperature} is moe.temperature: leave it at 0")
+        raise ConfigError(f"moe.final_temperature={moe.final_temperature} is moe.temperature: leave it at 0")
 
 
-def _groups(moe: MoEConfig, top_k: str, num_experts: str) -> None:
+def _expert_groups(moe: MoEConfig, top_k: str, num_experts: str) -> None:
     limited = 0 < moe.top_groups < moe.expert_groups
     if not limited and (moe.expert_groups, moe.top_groups, moe.group_score) != (1, 0, "max"):
-        raise Violation(
+        raise ConfigError(
             f"moe.expert_groups={moe.expert_groups}, moe.top_groups={moe.top_groups} and moe.group_score="
             f"{moe.group_score!r} limit nothing: use 0 < moe.top_groups < moe.expert_groups, or leave all three alone"
         )
@@ -72,16 +88,16 @@ def _groups(moe: MoEConfig, top_k: str, num_experts: str) -> None:
     divides("moe.expert_groups", moe.expert_groups, num_experts, moe.num_experts)
     size = moe.num_experts // moe.expert_groups
     if moe.top_k > moe.top_groups * size:
-        raise Violation(
+        raise ConfigError(
             f"{top_k}={moe.top_k} is more than the experts of moe.top_groups={moe.top_groups} groups of {size}: "
             "raise moe.top_groups"
         )
     if moe.group_score == "top2" and size < 2:
-        raise Violation(
+        raise ConfigError(
             f"moe.group_score='top2' with groups of one expert (moe.expert_groups={moe.expert_groups}): use 'max'"
         )
     if moe.null_experts:
-        raise Violation(
+        raise ConfigError(
             f"moe.null_experts={moe.null_experts} with moe.expert_groups={moe.expert_groups}: null experts are in no "
             "group, use one or the other"
         )

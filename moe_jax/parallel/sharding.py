@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
 from moe_jax.parallel.collectives import all_gather, varying
 from moe_jax.parallel.mesh import DATA, EXPERT, FSDP, TENSOR
@@ -86,3 +86,16 @@ def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
     """NamedShardings of a tree of specs."""
     is_spec = lambda node: isinstance(node, PartitionSpec)
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+
+
+def fan_in_init(scale: float) -> nnx.Initializer:
+    """Truncated normal of variance scale / fan_in (Switch Transformer, section 2.4). Weights are [..., fan in, fan out],
+    one matrix for each expert.
+    """
+
+    def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any) -> Array:
+        experts = tuple(range(len(shape) - 2))
+        scaled = nnx.initializers.variance_scaling(scale, "fan_in", "truncated_normal", batch_axis=experts)
+        return scaled(key, shape, dtype)
+
+    return init

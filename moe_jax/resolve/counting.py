@@ -3,15 +3,14 @@
 The tests hold the parameter counts against the real parameter tree, and the FLOPs against what XLA counts.
 """
 
-from fractions import Fraction
 from typing import NamedTuple
 
-from moe_jax.config.capacity import capacity
-from moe_jax.config.layers import MOE, segments
+from moe_jax.config.layers import DenseSpec, LayerSpec, segments
 from moe_jax.config.schema import MoEConfig, RunConfig
+from moe_jax.models.attention import ATTENTIONS
+from moe_jax.moe.dispatchers import dispatcher_of
+from moe_jax.moe.feed_forward import feed_forward_params
 from moe_jax.moe.routers import ROUTERS
-
-GATED = frozenset({"swiglu", "geglu"})
 
 
 class Counts(NamedTuple):
@@ -24,51 +23,64 @@ class Counts(NamedTuple):
     flops_per_token: int  # training: forward and backward pass
 
 
-def feed_forward_params(d_model: int, d_ff: int, activation: str) -> int:
-    """Weights of one feed-forward network or one expert; there are no biases."""
-    return (3 if activation in GATED else 2) * d_model * d_ff
+class LayerCounts(NamedTuple):
+    """Sizes of one layer, or of some of its parts."""
+
+    total: int = 0
+    active: int = 0
+    multiply_adds: int = 0  # a token's forward pass through matrices with weights
+    score_multiply_adds: int = 0  # a token's scores and sums of values in attention
 
 
 def count(run: RunConfig) -> Counts:
-    """Counts of `run`.
+    """Counts `run`.
 
     FLOPs are those of matrix products, 2 a multiply-add, three times the forward pass (the convention of PaLM, appendix
-    B): 6 a matmul weight that is active, and 12 L H N a layer for scores and values over the whole sequence (causal
-    attention does need only half of them). Recomputation (remat) and empty or dropped expert slots do not count.
+    B): 6 a matmul weight that is active, and 12 L H N a layer for scores and values over the whole sequence, or over
+    the window where attention has one (causal attention does need only half of them). Recomputation (remat) and empty
+    or dropped expert slots do not count.
     """
-    model, moe = run.model, run.moe
-    D = model.d_model
-    attention = 2 * D * model.head_dim * (model.num_heads + model.num_kv_heads)
-    norms = 2 * D
-    dense = feed_forward_params(D, model.d_ff, model.activation)
-    expert = feed_forward_params(D, moe.d_ff, moe.activation)
-    shared = feed_forward_params(D, moe.shared_d_ff, moe.activation)
-
-    total = active = matmul = 0
-    for part in segments(run):
-        for kind in part.pattern:
-            routed = kind == MOE
-            kind_of = ROUTERS[part.moe.router]
-            router, visited = kind_of.matmul_params(D, part.moe), round(_experts_a_token(part.moe) * expert)
-            common = attention + (shared if routed else dense)
-            vectors = norms + routed * kind_of.vector_params(part.moe)
-            total += part.repeats * (common + vectors + routed * (router + part.moe.num_experts * expert))
-            active += part.repeats * (common + vectors + routed * (router + visited))
-            matmul += part.repeats * (common + routed * (kind_of.multiply_adds(D, part.moe) + visited))
-    table = model.vocab_size * D
+    model = run.model
+    total = LayerCounts()
+    for segment in segments(run):
+        for spec in segment.pattern:
+            total = _add(total, _layer(run, spec), segment.repeats)
+    table = model.vocab_size * model.d_model
     embedding = table if model.tie_embeddings else 2 * table
-    scores = 12 * run.data.sequence_length * model.num_heads * model.head_dim * model.num_layers
     return Counts(
-        total_params=total + embedding + D,
-        active_params=active + embedding + D,
+        total_params=total.total + embedding + model.d_model,
+        active_params=total.active + embedding + model.d_model,
         embedding_params=embedding,
-        flops_per_token=6 * (matmul + table) + scores,
+        flops_per_token=6 * (total.multiply_adds + table + total.score_multiply_adds),
     )
 
 
-def _experts_a_token(moe: MoEConfig) -> Fraction:
-    """K, or on average E * C / T where every slot is used."""
-    if moe.num_experts == 0 or not ROUTERS[moe.router].fills_slots:
-        return Fraction(moe.top_k)
-    slots = capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
-    return Fraction(moe.num_experts * slots, moe.group_size)
+def _add(a: LayerCounts, b: LayerCounts, times: int = 1) -> LayerCounts:
+    return LayerCounts(*(x + times * y for x, y in zip(a, b, strict=True)))
+
+
+def _layer(run: RunConfig, spec: LayerSpec) -> LayerCounts:
+    """The parts of a layer, each with its norm."""
+    norm, parts = run.model.d_model, LayerCounts()
+    for attention in filter(None, (spec.attention, spec.cross_attention)):
+        kind, keys = ATTENTIONS[attention.kind], run.data.sequence_length
+        params = kind.matmul_params(run.model)
+        scores = kind.score_multiply_adds(run.model, min(keys, attention.window) if attention.window else keys)
+        parts = _add(parts, LayerCounts(params + norm, params + norm, params, scores))
+    if isinstance(spec.feed_forward, DenseSpec):
+        params = feed_forward_params(run.model.d_model, *spec.feed_forward)
+        return _add(parts, LayerCounts(params + norm, params + norm, params))
+    return _add(parts, _add(_experts(run.model.d_model, spec.feed_forward), LayerCounts(norm, norm)))
+
+
+def _experts(d_model: int, moe: MoEConfig) -> LayerCounts:
+    expert = feed_forward_params(d_model, moe.d_ff, moe.activation)
+    shared = feed_forward_params(d_model, moe.shared_d_ff, moe.activation)
+    visited = round(dispatcher_of(moe).experts_per_token() * expert)
+    kind = ROUTERS[moe.router]
+    router = kind.matmul_params(d_model, moe) + kind.vector_params(moe)
+    return LayerCounts(
+        total=shared + router + moe.num_experts * expert,
+        active=shared + router + visited,
+        multiply_adds=shared + kind.multiply_adds(d_model, moe) + visited,
+    )

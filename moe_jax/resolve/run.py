@@ -2,18 +2,23 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
-from moe_jax.config import checks, rules
+from moe_jax.config import rules
+from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import MoEConfig, RunConfig, flatten
+from moe_jax.data import checks as data_checks
+from moe_jax.models import checks as model_checks
+from moe_jax.moe import checks as moe_checks
 from moe_jax.moe.routers import ROUTERS
+from moe_jax.optim import checks as optim_checks
+from moe_jax.parallel import checks as mesh_checks
+from moe_jax.tasks import checks as task_checks
 
-
-class ConfigError(ValueError):
-    """A field has a value that cannot run."""
 
 
 def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], num_devices: int = 1) -> RunConfig:
@@ -30,13 +35,30 @@ def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], num_devices: 
     given = run = _build(RunConfig, tree, prefix="")
     try:
         run = _derive(given, num_devices)
-        checks.check(run, num_devices)
-    except rules.Violation as violation:
-        message = str(violation)
+        _check(run, num_devices)
+    except ConfigError as error:
+        message = str(error)
         if run.moe.num_experts != given.moe.num_experts and message.startswith("moe."):
             message += f" (experts as split by moe.fine_grained={given.moe.fine_grained})"
         raise ConfigError(message) from None
     return run
+
+
+def _check(run: RunConfig, num_devices: int) -> None:
+    """Raises ConfigError on the first condition that does not hold: numbers, then room by room, then the mesh."""
+    for name, value in flatten(run).items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ConfigError(f"{name}={value} is not finite: give a finite number")
+    rules.not_negative("seed", run.seed)
+    if run.seed >= 2**32:
+        raise ConfigError(f"seed={run.seed} does not fit into 32 bits: give less than {2**32}")
+    rules.each(run, "log.every checkpoint.every checkpoint.keep", rules.positive)
+    rules.each(run, "eval.every eval.batches", rules.not_negative)
+    for room in (task_checks, data_checks, optim_checks, mesh_checks, model_checks, moe_checks):
+        room.check(run)
+    mesh_checks.check_sizes(run.mesh, model_checks.sizes(run))
+    mesh_checks.check_devices(run.mesh, num_devices)
 
 
 def restore(fields: Mapping[str, Any], num_devices: int = 1) -> RunConfig:
@@ -102,7 +124,7 @@ def _derive(run: RunConfig, num_devices: int) -> RunConfig:
     moe = dataclasses.replace(moe, d_ff=moe.d_ff or model.d_ff, activation=moe.activation or model.activation)
     rules.positive("moe.fine_grained", moe.fine_grained)
     if moe.fine_grained > 1 and moe.num_experts:
-        checks.check_before_split(dataclasses.replace(run, moe=moe))
+        moe_checks.check_before_split(dataclasses.replace(run, moe=moe))
         moe = _fine_grained(moe)
     shared_d_ff = moe.shared_d_ff or moe.num_shared_experts * moe.d_ff
     moe = dataclasses.replace(moe, fine_grained=1, shared_d_ff=shared_d_ff)
@@ -118,7 +140,7 @@ def _fine_grained(moe: MoEConfig) -> MoEConfig:
     m = moe.fine_grained
     router = ROUTERS.get(moe.router)
     if router is not None and router.required_top_k is not None:
-        raise rules.Violation(
+        raise ConfigError(
             f"moe.fine_grained={m} with moe.router={moe.router!r}, which is top-{router.required_top_k}, where a token "
             f"is to visit {m} times as many experts: use moe.router='top_k'"
         )
@@ -138,7 +160,7 @@ def _complete_mesh(mesh: Any, num_devices: int) -> Any:
     sizes = dataclasses.asdict(mesh)
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise rules.Violation(
+        raise ConfigError(
             f"mesh.{free[1]}=-1: only one mesh size can be -1, and mesh.{free[0]} is: give mesh.{free[1]} a number"
         )
     fixed = 1
@@ -149,7 +171,7 @@ def _complete_mesh(mesh: Any, num_devices: int) -> Any:
     if not free:
         return mesh
     if num_devices % fixed:
-        raise rules.Violation(
+        raise ConfigError(
             f"mesh.{free[0]}=-1: the other axes take {fixed} devices, which does not divide the {num_devices} present: "
             f"make their product a divisor of {num_devices}"
         )

@@ -1,0 +1,99 @@
+"""Implementations of softmax(Q K^T) V, by their name in `attention.kernel`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from moe_jax.config.rules import ConfigError, divides
+from moe_jax.config.schema import RunConfig
+from moe_jax.models.attention.mask import Mask
+
+MASKED = -1e30  # a score that no softmax sees; finite, so that a row without any key stays defined
+
+
+def xla_attention(
+    q: Float[Array, "B Q H N"],
+    k: Float[Array, "B P J N"],
+    v: Float[Array, "B P J N"],
+    mask: Mask,
+    chunk: int,
+) -> Float[Array, "B Q H N"]:
+    """Plain attention, `chunk` query positions at a time: scores take B * H * chunk * P floats, recomputed in the
+    backward pass. J key-value heads serve H / J query heads each.
+    """
+    batch, length, heads, size = q.shape
+    grouped = (batch, length, k.shape[2], heads // k.shape[2], size)
+
+    def attend(q: Float[Array, "B Q J R N"], mask: Mask):
+        scores = jnp.einsum("bqjrn,bkjn->bjrqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+        seen = mask.seen(q.shape[1], k.shape[1])
+        scores = scores * size**-0.5
+        if seen is not None:
+            scores = jnp.where(seen if seen.ndim == 2 else seen[:, None, None], scores, MASKED)
+        return jnp.einsum("bjrqk,bkjn->bqjrn", jax.nn.softmax(scores).astype(v.dtype), v)
+
+    q = q.reshape(grouped)
+    if length <= chunk:
+        return attend(q, mask).reshape(batch, length, heads, size)
+    pieces = lambda x: None if x is None else x.reshape(batch, length // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    def attend_from(piece: tuple[Int[Array, ""], Array, Array | None]):
+        start, q, documents = piece
+        own = dataclasses.replace(mask, start=mask.start + start, query_documents=documents)
+        return jax.checkpoint(attend)(q, own)
+
+    out = lax.map(attend_from, (jnp.arange(0, length, chunk), pieces(q), pieces(mask.query_documents)))
+    return out.swapaxes(0, 1).reshape(batch, length, heads, size)
+
+
+def cudnn_attention(q, k, v, mask, chunk):
+    """cuDNN's fused attention (bfloat16, NVIDIA only), over whole sequences: see `check_cudnn` for what it cannot do."""
+    window = (mask.window - 1, 0) if mask.window else None
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=mask.causal, local_window_size=window, implementation="cudnn"
+    )
+
+
+def check_xla(run: RunConfig) -> None:
+    """Raises ConfigError unless the chunks come out even."""
+    length = run.data.sequence_length
+    divides("attention.chunk", min(run.attention.chunk, length), "data.sequence_length", length)
+
+
+def check_cudnn(run: RunConfig) -> None:
+    """Raises ConfigError for what cuDNN's kernel cannot do."""
+    if run.model.dtype != "bfloat16":
+        raise ConfigError(f"attention.kernel='cudnn' needs model.dtype='bfloat16', not {run.model.dtype!r}: set one")
+    if run.data.mask_documents:
+        raise ConfigError(
+            "data.mask_documents=True with attention.kernel='cudnn', which cannot: use attention.kernel='xla'"
+        )
+
+
+class Kernel(NamedTuple):
+    """One implementation."""
+
+    attend: Callable[..., Float[Array, "B Q H N"]]
+    check: Callable[[RunConfig], None]
+    platform: str = ""  # that it needs; "": any
+
+
+KERNELS: dict[str, Kernel] = {
+    "xla": Kernel(xla_attention, check_xla),
+    "cudnn": Kernel(cudnn_attention, check_cudnn, platform="gpu"),
+}
+
+
+def check_platform(kernel: str, platform: str) -> None:
+    """Raises ConfigError where the kernel does not run on the platform (`jax.default_backend()`)."""
+    needed = KERNELS[kernel].platform
+    if needed not in ("", platform):
+        anywhere = ", ".join(repr(name) for name, one in KERNELS.items() if not one.platform)
+        raise ConfigError(
+            f"attention.kernel={kernel!r} runs on {needed} and JAX is on {platform}: use attention.kernel={anywhere}"
+        )

@@ -1,0 +1,203 @@
+"""What section `moe` of a run has to satisfy."""
+
+from collections.abc import Iterator
+
+from moe_jax.config.layers import BY_LAYER, moe_by_layer, num_moe_layers
+from moe_jax.config.rules import ConfigError, below_one, between, each, not_negative, one_of, positive
+from moe_jax.config.schema import MoEConfig, RunConfig
+from moe_jax.moe.bias_updates import BIAS_UPDATES
+from moe_jax.moe.dispatchers import DISPATCHERS, dispatcher_of
+from moe_jax.moe.feed_forward import ACTIVATIONS
+from moe_jax.moe.losses import BALANCE_SCOPES
+from moe_jax.moe.penalties import PENALTIES
+from moe_jax.moe.plan import DROP_ORDERS
+from moe_jax.moe.router_checks import check_router
+from moe_jax.moe.routers import ROUTERS
+from moe_jax.parallel.checks import TOKEN_SHARDS, Size, micro_batch, token_shards
+
+CHOICES = {
+    "activation": ACTIVATIONS,
+    "router": ROUTERS,
+    "exchange_dtype": ("", "float32", "bfloat16"),
+    "dispatcher": ("auto", *DISPATCHERS),
+    "drop_order": DROP_ORDERS,
+    "group_score": ("max", "top2"),
+    "router_dtype": ("float32", "bfloat16"),
+    "second_expert": ("always", "threshold", "random"),
+    "balance_scope": BALANCE_SCOPES,
+    "bias_update": BIAS_UPDATES,
+    "penalty": ("", *PENALTIES),
+}
+
+
+def check(run: RunConfig) -> None:
+    """Raises ConfigError on the first condition of section `moe` that does not hold."""
+    _fields(run)
+    _layers(run)
+    if run.moe.num_experts:
+        _groups(run)
+
+
+def _fields(run: RunConfig) -> None:
+    each(
+        run,
+        "moe.top_k moe.every moe.d_ff moe.group_size moe.exchange_chunks moe.expert_groups moe.sinkhorn_iterations "
+        "moe.capacity_factor moe.eval_capacity_factor moe.routed_scaling moe.temperature",
+        positive,
+    )
+    each(
+        run,
+        "moe.num_experts moe.first_dense moe.num_shared_experts moe.shared_d_ff moe.null_experts moe.top_groups "
+        "moe.temperature_steps moe.bias_steps moe.balance_loss moe.importance_loss moe.load_loss moe.z_loss "
+        "moe.penalty_loss moe.final_temperature",
+        not_negative,
+    )
+    for field, known in CHOICES.items():
+        one_of(f"moe.{field}", getattr(run.moe, field), known)
+    each(run, "moe.second_threshold moe.bias_rate", lambda name, value: between(name, value, 0, 1))
+    each(run, "moe.jitter moe.expert_dropout", below_one)
+
+
+def check_before_split(run: RunConfig) -> None:
+    """Raises ConfigError on what `moe.fine_grained` would multiply and then be named in other numbers than were given."""
+    each(run, "moe.top_k moe.every moe.d_ff", positive)
+    each(run, "moe.num_experts moe.first_dense", not_negative)
+    _has_moe_layers(run)
+    _lists_by_layer(run)
+    for layer, one in enumerate(moe_by_layer(run)):
+        _top_k(one, {field: by_layer_name(run, field, layer) for field in BY_LAYER})
+
+
+def _layers(run: RunConfig) -> None:
+    moe = run.moe
+    for name in (f"{field}_by_layer" for field in BY_LAYER):
+        if moe.num_experts == 0 and getattr(moe, name):
+            raise ConfigError(
+                f"moe.{name}={getattr(moe, name)} with moe.num_experts=0, a dense model: set moe.num_experts to "
+                "the most experts of a layer, or leave the list empty"
+            )
+    if moe.num_experts == 0:
+        return
+    _has_moe_layers(run)
+    _lists_by_layer(run)
+    for layer, one in enumerate(moe_by_layer(run)):
+        name_of = {field: by_layer_name(run, field, layer) for field in BY_LAYER}
+        _moe_layer(one, name_of)
+    if moe.shared_d_ff and not moe.num_shared_experts:
+        raise ConfigError(
+            f"moe.shared_d_ff={moe.shared_d_ff} with moe.num_shared_experts=0, so nothing has that size: set "
+            "moe.num_shared_experts=1"
+        )
+    _balancing(run)
+
+
+def _has_moe_layers(run: RunConfig) -> None:
+    moe = run.moe
+    if moe.first_dense + moe.every > run.model.num_layers:
+        raise ConfigError(
+            f"moe.first_dense={moe.first_dense} and moe.every={moe.every} leave no MoE layer in model.num_layers="
+            f"{run.model.num_layers}: lower one of them, or set moe.num_experts=0 for a dense model"
+        )
+
+
+def _lists_by_layer(run: RunConfig) -> None:
+    """Each list has an entry for each MoE layer, and the field that it varies, which stands for all, is the largest."""
+    for field in BY_LAYER:
+        name, values = f"moe.{field}_by_layer", getattr(run.moe, f"{field}_by_layer")
+        if not values:
+            continue
+        if len(values) != num_moe_layers(run):
+            raise ConfigError(
+                f"{name}={values} has {len(values)} entries for {num_moe_layers(run)} MoE layers: give one each"
+            )
+        if field == "router":
+            _routers_by_layer(run)
+            continue
+        for layer, value in enumerate(values):
+            positive(f"{name}[{layer}]", value)
+        if getattr(run.moe, field) != max(values):
+            raise ConfigError(
+                f"moe.{field}={getattr(run.moe, field)} is not the largest of {name}={values}: set moe.{field}="
+                f"{max(values)}"
+            )
+
+
+def _routers_by_layer(run: RunConfig) -> None:
+    values = run.moe.router_by_layer
+    for layer, value in enumerate(values):
+        one_of(f"moe.router_by_layer[{layer}]", value, ROUTERS)
+    if run.moe.router != values[-1]:
+        raise ConfigError(
+            f"moe.router={run.moe.router!r} is not the last of moe.router_by_layer={values}: set moe.router="
+            f"{values[-1]!r}"
+        )
+
+
+def by_layer_name(run: RunConfig, field: str, layer: int) -> str:
+    """The field where MoE layer `layer` has its value from."""
+    return f"moe.{field}_by_layer[{layer}]" if getattr(run.moe, f"{field}_by_layer") else f"moe.{field}"
+
+
+def _moe_layer(moe: MoEConfig, name_of: dict[str, str]) -> None:
+    """Checks the settings of one layer; `name_of` names the fields that it has its values from."""
+    _top_k(moe, name_of)
+    top_k, num_experts = name_of["top_k"], name_of["num_experts"]
+    for name, train in ((name_of["capacity_factor"], True), ("moe.eval_capacity_factor", False)):
+        slots = dispatcher_of(moe).capacity(train)
+        if moe.exchange_chunks > slots:
+            raise ConfigError(
+                f"moe.exchange_chunks={moe.exchange_chunks} is more than the C={slots} slots of {name}: lower it"
+            )
+    if moe.normalize_gates and moe.top_k == 1:
+        raise ConfigError(
+            f"moe.normalize_gates=True with {top_k}=1 makes every gate the constant 1 and leaves the router without a "
+            "gradient: set it to False"
+        )
+    check_router(moe, name_of)
+
+
+def _top_k(moe: MoEConfig, name_of: dict[str, str]) -> None:
+    top_k, num_experts = name_of["top_k"], name_of["num_experts"]
+    if moe.top_k > moe.num_experts:
+        raise ConfigError(
+            f"{top_k}={moe.top_k} is more than {num_experts}={moe.num_experts}: a token visits an expert once, "
+            f"lower {top_k} or raise {num_experts}"
+        )
+
+
+def _balancing(run: RunConfig) -> None:
+    """Each setting of a way to balance has something to act on."""
+    moe = run.moe
+    for name, unused in (("bias_steps", 0), ("bias_update", "sign")):
+        if not moe.bias_rate and getattr(moe, name) != unused:
+            raise ConfigError(
+                f"moe.{name}={getattr(moe, name)!r} with moe.bias_rate=0, which has no balance bias: raise "
+                "moe.bias_rate"
+            )
+
+
+def _groups(run: RunConfig) -> None:
+    """A device holds whole groups of tokens."""
+    batch_name, batch = micro_batch(run)
+    shards = token_shards(run.mesh)
+    tokens = batch // shards * run.data.sequence_length
+    if tokens % run.moe.group_size:
+        near = max(size for size in range(1, min(run.moe.group_size, tokens) + 1) if tokens % size == 0)
+        raise ConfigError(
+            f"moe.group_size={run.moe.group_size} does not divide the {tokens} tokens of a device ({batch_name}={batch}"
+            f" over {TOKEN_SHARDS}={shards}, data.sequence_length={run.data.sequence_length}): use moe.group_size={near}"
+            ", or another divisor"
+        )
+
+
+def sizes(run: RunConfig) -> Iterator[Size]:
+    """The dimensions of the MoE layers that the mesh cuts."""
+    moe = run.moe
+    for layer, one in enumerate(moe_by_layer(run)):
+        yield Size("expert", by_layer_name(run, "num_experts", layer), one.num_experts)
+    if moe.num_experts:
+        yield Size("expert_embed", "model.d_model", run.model.d_model)
+        yield Size("expert_mlp_in", "moe.d_ff", moe.d_ff)
+        product = "moe.num_shared_experts * moe.d_ff"
+        shared = product if moe.shared_d_ff == moe.num_shared_experts * moe.d_ff else "moe.shared_d_ff"
+        yield Size("mlp_in", shared, moe.shared_d_ff)

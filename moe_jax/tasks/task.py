@@ -1,0 +1,79 @@
+"""What the trainer knows of what it trains: this contract, and nothing else.
+
+A `Task` follows from the configuration alone, so that its step can be compiled without data; a `Dataset` is opened from
+the task's own data. Batches are trees of arrays whose first dimension is sharded over the mesh's token axes.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import grain
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from moe_jax.config.schema import RunConfig
+from moe_jax.moe.sums import Sums
+
+Batch = PyTree  # of arrays [B, ...]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What a batch is, how the model reads it, and which sums over the mesh are its loss."""
+
+    run: RunConfig
+    unit: str  # in which data is counted: speed is logged as train/UNITs_per_second
+    units_per_step: int
+
+    def build(self, rngs: nnx.Rngs) -> nnx.Module:
+        """The model, with weights that `rngs` draw."""
+
+    def batch_shapes(self) -> Batch:
+        """The shapes of a global batch, as ShapeDtypeStructs."""
+
+    def count_targets(self, batch: Batch) -> Int[Array, ""]:
+        """Targets in a whole batch: the sum of `train_loss` over all devices is divided by it."""
+
+    def train_loss(
+        self, model: nnx.Module, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[Sums, ...]]:
+        """The loss summed over this device's targets, and its routing sums by segment. Inside `shard_map`."""
+
+    def open(self) -> "Dataset":
+        """The data. Raises ValueError, in one line, for what cannot be read."""
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Batches, and what a held-out one is worth."""
+
+    sha256: str  # identifies what is trained on and held out; runs that agree in it compare
+
+    def train_batches(self, process_index: int = 0, process_count: int = 1) -> grain.DatasetIterator:
+        """Endless batches of this process; the iterator's state is its position."""
+
+    def heldout_batches(self, batches: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
+        """The first `batches` held-out batches of this process; 0: all."""
+
+    def eval_sums(self, model: nnx.Module, batch: Batch, step: Int[Array, ""]) -> tuple[PyTree, tuple[Sums, ...]]:
+        """Sums over this device's held-out targets, and its routing sums by segment. Inside `shard_map`."""
+
+    def scores(self, sums: PyTree) -> "Scores":
+        """What the sums over all held-out batches, NumPy arrays, amount to. Raises ValueError where there is no target."""
+
+    def baselines(self) -> Mapping[str, Mapping[str, Any]]:
+        """Scores that need no model: {"baselines_bits_per_byte": {"unigram": 4.7, ...}}, say."""
+
+    def table(self, scores: "Scores") -> str:
+        """The scores beside the baselines, to be printed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How well a model does on held-out data. One of the scores is `loss`: lower is better, and runs compare by it."""
+
+    overall: dict[str, float]  # {"loss": 1.3, ...}
+    by_domain: dict[str, dict[str, float]]  # {"loss": {"code": 1.2, ...}, ...}; only domains that have held-out data
+    counted: dict[str, int]  # what was scored: {"tokens": 32768}
+    summary: str  # one phrase for the terminal
