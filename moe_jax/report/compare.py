@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from moe_jax.report.markdown import rows
-from moe_jax.report.records import Point, Record, check_same_data
+from moe_jax.report.records import CurvePoint, Record, check_same_data
 
 
-def reaches(curve: Sequence[Point], loss: float) -> Point | None:
+def reaches(curve: Sequence[CurvePoint], loss: float) -> CurvePoint | None:
     """Where `curve` first falls to `loss`, interpolated between two evaluations; None if it does not."""
     before = None
     for after in curve:
@@ -19,7 +19,7 @@ def reaches(curve: Sequence[Point], loss: float) -> Point | None:
             if before is None or not math.isfinite(before.loss):
                 return after
             share = (before.loss - loss) / (before.loss - after.loss)
-            return Point(*(float(a + share * (b - a)) for a, b in zip(before, after, strict=True)))
+            return CurvePoint(*(float(a + share * (b - a)) for a, b in zip(before, after, strict=True)))
         before = after
     return None
 
@@ -46,7 +46,7 @@ def compare(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _row(record: Record, needed: Point | None, baseline: Point) -> dict[str, Any]:
+def _row(record: Record, needed: CurvePoint | None, baseline: CurvePoint) -> dict[str, Any]:
     final, summary = record.curve[-1], record.summary
     row: dict[str, Any] = {
         "final_loss": final.loss,

@@ -20,7 +20,7 @@ RESULTS = (
 )
 
 
-class Point(NamedTuple):
+class CurvePoint(NamedTuple):
     """One held-out evaluation."""
 
     step: int
@@ -35,7 +35,7 @@ class Record(NamedTuple):
     name: str
     config: dict[str, Any]
     summary: dict[str, Any]  # null is NaN
-    curve: list[Point]  # at least one
+    curve: list[CurvePoint]  # at least one
 
     @property
     def step_seconds(self) -> float:
@@ -80,7 +80,7 @@ def check_same_data(records: Sequence[Record]) -> None:
             )
 
 
-def _curve(workdir: Path, lines: list[dict[str, Any]], tokens: int, flops_per_token: int) -> list[Point]:
+def _curve(workdir: Path, lines: list[dict[str, Any]], tokens: int, flops_per_token: int) -> list[CurvePoint]:
     """The evaluations among the lines of metrics.jsonl; between two logged steps, time passes evenly."""
     steps, seconds, evaluations = [0], [0.0], []
     for line in lines:
@@ -100,6 +100,6 @@ def _curve(workdir: Path, lines: list[dict[str, Any]], tokens: int, flops_per_to
             f"{workdir}: metrics.jsonl has no evaluation (eval/loss): leave the run out, or train it again"
         )
     return [
-        Point(step, float(np.interp(step, steps, seconds)), float(step) * tokens * flops_per_token, loss)
+        CurvePoint(step, float(np.interp(step, steps, seconds)), float(step) * tokens * flops_per_token, loss)
         for step, loss in evaluations
     ]

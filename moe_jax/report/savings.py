@@ -7,7 +7,7 @@ import numpy as np
 
 from moe_jax.report.compare import reaches
 from moe_jax.report.points import PointRuns, SweepResults, frozen, matches
-from moe_jax.report.records import Point, Record
+from moe_jax.report.records import CurvePoint, Record
 
 
 class Saving(NamedTuple):
@@ -41,17 +41,17 @@ def savings(point: PointRuns, baseline: PointRuns) -> list[Saving | None]:
     needs = {seed: _need(record) for seed, record in baseline.runs.items() if math.isfinite(record.curve[-1].loss)}
     if not needs:
         return []
-    mean = Point(*(float(value) for value in np.mean(list(needs.values()), axis=0)))
+    mean = CurvePoint(*(float(value) for value in np.mean(list(needs.values()), axis=0)))
     return [_saving(record, needs.get(seed, mean)) for seed, record in point.runs.items()]
 
 
-def _need(record: Record) -> Point:
+def _need(record: Record) -> CurvePoint:
     """Where the run first gets to its own final loss."""
     loss = record.curve[-1].loss
     return reaches(record.curve, loss)._replace(loss=loss)  # interpolated, it would be off by a rounding
 
 
-def _saving(record: Record, baseline: Point) -> Saving | None:
+def _saving(record: Record, baseline: CurvePoint) -> Saving | None:
     needed = reaches(record.curve, baseline.loss)
     if needed is None:
         return None

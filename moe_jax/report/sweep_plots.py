@@ -101,7 +101,7 @@ def _means(axis, x: np.ndarray, estimates: np.ndarray, color, label: str = "") -
 
 
 def _curves(sweep: SweepResults, column: int, label: str) -> Figure:
-    """Held-out loss over training, against one column of `records.Point`: a line a point, a faint one a seed."""
+    """Held-out loss over training, against one column of `records.CurvePoint`: a line a point, a faint one a seed."""
     figure, (axis,) = _figure(1)
     points = [point for point in sweep.points if point.runs]
     for i, point in enumerate(points):
@@ -124,7 +124,7 @@ def _curves(sweep: SweepResults, column: int, label: str) -> Figure:
 
 
 def _mean_curve(records: Sequence[Record]) -> np.ndarray:
-    """The mean over runs at the steps at which all were evaluated: [steps, columns of `records.Point`]."""
+    """The mean over runs at the steps at which all were evaluated: [steps, columns of `records.CurvePoint`]."""
     by_step = [{point.step: point for point in record.curve} for record in records]
     common = sorted(set.intersection(*(set(points) for points in by_step)))
     return np.array([np.mean([points[step] for points in by_step], axis=0) for step in common]).reshape(-1, 4)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from moe_jax.journal.metrics import last_line
+from moe_jax.journal.reading import last_line
 from moe_jax.journal.progress import duration, quantity
 from moe_jax.sweep.cells import Cell
 from moe_jax.sweep.ledger import FAILED, FINISHED, Ledger
@@ -26,8 +26,8 @@ STYLES = {FINISHED: "green", FAILED: "red", "running": "cyan"}
 class Board:
     """Shows what `scheduler` does; call `refresh` as often as you like."""
 
-    def __init__(self, ledger: Ledger, scheduler: Scheduler, slots: int, console: Console | None = None):
-        self._ledger, self._scheduler, self._slots = ledger, scheduler, slots
+    def __init__(self, ledger: Ledger, scheduler: Scheduler, workers: int, console: Console | None = None):
+        self._ledger, self._scheduler, self._workers = ledger, scheduler, workers
         self._console = console or Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._told = {cell.name: ledger.status(cell) for cell in ledger.cells}
@@ -73,7 +73,7 @@ class Board:
         return table
 
     def _row(self, cell: Cell, status: str, running: Running | None) -> list[str]:
-        folder = self._ledger.workdir(cell.name)
+        folder = self._ledger.workdir_of(cell.name)
         train, heldout = last_line(folder, "train/loss"), last_line(folder, "eval/loss")
         return [
             cell.name,
@@ -94,7 +94,7 @@ class Board:
         left = len(status) - counts[FINISHED] - counts[FAILED]
         if not done or not left:
             return total
-        return f"{total}; about {duration(left * sum(done) / len(done) / self._slots)} left"
+        return f"{total}; about {duration(left * sum(done) / len(done) / self._workers)} left"
 
     def _tell(self, status: Mapping[str, str], kinds: Collection[str]) -> None:
         """A line for every cell that has come into a status of `kinds`; it stays above the live table."""

@@ -25,26 +25,26 @@ class Handle(Protocol):
 
 @runtime_checkable
 class Launcher(Protocol):
-    """Starts cells; the scheduler keeps no more than one a slot alive."""
+    """Starts cells; the scheduler keeps no more than one a worker alive."""
 
-    def start(self, workdir: Path, slot: int) -> Handle:
+    def start(self, workdir: Path, worker: int) -> Handle:
         """Starts the cell in `workdir`."""
 
 
 class LocalProcesses:
-    """Processes of this machine: slot i gets the i-th part of the CPU cores and of the GPUs. They stop, checkpointed,
+    """Processes of this machine: worker i gets the i-th part of the CPU cores and of the GPUs. They stop, checkpointed,
     when this process dies. Raises ValueError where the GPUs do not divide.
     """
 
-    def __init__(self, slots: int):
-        self._slots = slots
+    def __init__(self, workers: int):
+        self._workers = workers
         gpus = visible_gpus(os.environ)
-        self._gpus = [share_of_gpus(slot, slots, gpus) for slot in range(slots)]
+        self._gpus = [share_of_gpus(worker, workers, gpus) for worker in range(workers)]
 
-    def start(self, workdir: Path, slot: int) -> Handle:
+    def start(self, workdir: Path, worker: int) -> Handle:
         """See `Launcher`; output goes to WORKDIR/log.txt."""
         command = [sys.executable, "-m", "moe_jax.sweep.cell_process", f"--workdir={workdir}", "--stop_with_parent"]
-        if cores := share_of_cores(slot, self._slots):
+        if cores := share_of_cores(worker, self._workers):
             command.append(f"--cores={','.join(map(str, cores))}")
         with (workdir / "log.txt").open("ab") as log:
             process = subprocess.Popen(
@@ -52,7 +52,7 @@ class LocalProcesses:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self._gpus[slot]},
+                env={**os.environ, **self._gpus[worker]},
                 start_new_session=True,  # Ctrl-C comes here alone, and is passed on in order
             )
         return _LocalHandle(process)
@@ -98,7 +98,7 @@ class Submitit:
             reason = str(error).splitlines()[0]
             raise ValueError(f"--slurm: {reason}: see submitit's AutoExecutor.update_parameters") from None
 
-    def start(self, workdir: Path, slot: int) -> Handle:
+    def start(self, workdir: Path, worker: int) -> Handle:
         """See `Launcher`; output goes to submitit's folder."""
         return _JobHandle(self._executor.submit(run_cell, workdir))
 
@@ -123,16 +123,16 @@ class _JobHandle:
         self._job.cancel()
 
 
-def share_of_cores(slot: int, slots: int) -> list[int]:
-    """The slot's CPU cores: consecutive ones, disjoint from other slots' where there are enough; [] where the system
+def share_of_cores(worker: int, workers: int) -> list[int]:
+    """The worker's CPU cores: consecutive ones, disjoint from other workers' where there are enough; [] where the system
     cannot pin a process.
     """
     if not hasattr(os, "sched_getaffinity"):
         return []
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < slots:
-        return [cores[slot % len(cores)]]
-    return cores[slot * len(cores) // slots : (slot + 1) * len(cores) // slots]
+    if len(cores) < workers:
+        return [cores[worker % len(cores)]]
+    return cores[worker * len(cores) // workers : (worker + 1) * len(cores) // workers]
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
@@ -152,14 +152,14 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     return answer.stdout.split() if answer.returncode == 0 else []
 
 
-def share_of_gpus(slot: int, slots: int, gpus: Sequence[str]) -> dict[str, str]:
-    """The variable that gives the slot its equal part of the GPUs; none where there are none. Raises ValueError where
+def share_of_gpus(worker: int, workers: int, gpus: Sequence[str]) -> dict[str, str]:
+    """The variable that gives the worker its equal part of the GPUs; none where there are none. Raises ValueError where
     they do not divide.
     """
-    if len(gpus) % slots:
+    if len(gpus) % workers:
         raise ValueError(
-            f"--processes={slots} does not divide the GPUs of this machine ({', '.join(gpus)}): give a divisor of "
+            f"--processes={workers} does not divide the GPUs of this machine ({', '.join(gpus)}): give a divisor of "
             f"{len(gpus)}, or set JAX_PLATFORMS=cpu"
         )
-    size = len(gpus) // slots
-    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot * size : (slot + 1) * size])} if gpus else {}
+    size = len(gpus) // workers
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[worker * size : (worker + 1) * size])} if gpus else {}

@@ -40,26 +40,26 @@ class Ledger:
     """The directory of one sweep."""
 
     def __init__(self, directory: Path, cells: Sequence[Cell]):
-        self.directory, self.cells = directory, list(cells)
+        self.workdir, self.cells = directory, list(cells)
 
-    def workdir(self, name: str) -> Path:
+    def workdir_of(self, name: str) -> Path:
         """The cell's own work directory."""
-        return self.directory / "cells" / name
+        return self.workdir / "cells" / name
 
     def open(self, add_cells: bool) -> None:
         """Makes the directory this sweep's, or checks that it is. ValueError says what differs from what lies there."""
-        make_writable(self.directory)
-        with locked(self.directory / "sweep.json.lock"):  # shards start at the same time
+        make_writable(self.workdir)
+        with locked(self.workdir / "sweep.json.lock"):  # shards start at the same time
             self._open(add_cells)
 
     def check(self) -> None:
         """Raises ValueError where the directory holds no sweep, or another one."""
-        if not (self.directory / SWEEP).exists():
-            raise ValueError(f"--workdir={self.directory} holds no sweep, and no finished cell: run the sweep first")
+        if not (self.workdir / SWEEP).exists():
+            raise ValueError(f"--workdir={self.workdir} holds no sweep, and no finished cell: run the sweep first")
         self._check(self._before())
 
     def _before(self) -> dict[str, Any]:
-        path = self.directory / SWEEP
+        path = self.workdir / SWEEP
         try:
             return dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
@@ -72,28 +72,28 @@ class Ledger:
         differing = _differences(before, self._now())
         if differing:
             raise ValueError(
-                f"--workdir={self.directory} holds another sweep ({'; '.join(differing)}): choose another directory, "
+                f"--workdir={self.workdir} holds another sweep ({'; '.join(differing)}): choose another directory, "
                 "or set the grid back"
             )
 
     def _open(self, add_cells: bool) -> None:
         now = self._now()
-        before = self._before() if (self.directory / SWEEP).exists() else now
+        before = self._before() if (self.workdir / SWEEP).exists() else now
         self._check(before)
         added = sorted(now.keys() - before.keys())
         if added and not add_cells:
             raise ValueError(
-                f"--workdir={self.directory} holds a smaller sweep, without {_listed(added)}: run with --add_cells to "
+                f"--workdir={self.workdir} holds a smaller sweep, without {_listed(added)}: run with --add_cells to "
                 "add them"
             )
-        write_json(self.directory / SWEEP, now)
+        write_json(self.workdir / SWEEP, now)
         for cell in self.cells:
-            self.workdir(cell.name).mkdir(parents=True, exist_ok=True)
-            write_json(self.workdir(cell.name) / CELL, {"fields": cell.fields(), "twin": cell.twin})
+            self.workdir_of(cell.name).mkdir(parents=True, exist_ok=True)
+            write_json(self.workdir_of(cell.name) / CELL, {"fields": cell.fields(), "twin": cell.twin})
 
     def status(self, cell: Cell) -> str:
         """From the files of the cell alone."""
-        folder = self.workdir(cell.name)
+        folder = self.workdir_of(cell.name)
         if is_finished(folder, cell.run.train.steps):
             return FINISHED
         if failure.is_recorded(folder):
@@ -103,40 +103,40 @@ class Ledger:
     def error(self, cell: Cell) -> str:
         """Why a failed cell failed; "" for others."""
         try:
-            return failure.read(self.workdir(cell.name)) if self.status(cell) == FAILED else ""
+            return failure.read(self.workdir_of(cell.name)) if self.status(cell) == FAILED else ""
         except FileNotFoundError:  # another shard has just started it again
             return ""
 
     def fail(self, cell: Cell, error: str) -> None:
         """Records that the cell failed, where its own process could not."""
-        failure.record(self.workdir(cell.name), cell.fields(), error)
+        failure.record(self.workdir_of(cell.name), cell.fields(), error)
 
     def forget_failure(self, cell: Cell) -> None:
         """A failed cell is tried again by the next start of the sweep."""
-        failure.forget(self.workdir(cell.name))
+        failure.forget(self.workdir_of(cell.name))
 
     def results(self) -> list[CellResult]:
         """All cells, for the report."""
         return [
-            CellResult(c.name, c.point, c.run.seed, self.status(c), self.error(c), self.workdir(c.name))
+            CellResult(c.name, c.point, c.run.seed, self.status(c), self.error(c), self.workdir_of(c.name))
             for c in self.cells
         ]
 
     def add_wall_seconds(self, cell: Cell, seconds: float) -> None:
         """Counts the time of an attempt, from the start of its process to its end."""
-        write_json(self.workdir(cell.name) / WALL, {"seconds": (self.wall_seconds(cell) or 0.0) + seconds})
+        write_json(self.workdir_of(cell.name) / WALL, {"seconds": (self.wall_seconds(cell) or 0.0) + seconds})
 
     def wall_seconds(self, cell: Cell) -> float | None:
         """Of all attempts whose end a sweep has seen, in this start and earlier ones; None: unknown."""
         try:
-            return float(json.loads((self.workdir(cell.name) / WALL).read_text())["seconds"])
+            return float(json.loads((self.workdir_of(cell.name) / WALL).read_text())["seconds"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def write_csv(self) -> None:
         """Writes sweep.csv anew: rows of cells that ended, also of those that another shard has run."""
-        with locked(self.directory / "sweep.csv.lock"):
-            path = self.directory / "sweep.csv"
+        with locked(self.workdir / "sweep.csv.lock"):
+            path = self.workdir / "sweep.csv"
             fields = list(dict.fromkeys(name for cell in self.cells for name in cell.point))
             columns = ["cell", *fields, "seed", "status", "error", *RESULTS, "wall_seconds"]
             draft = path.with_suffix(".csv.partial")
@@ -152,7 +152,7 @@ class Ledger:
         status = self.status(cell)
         row = {"cell": cell.name, **cell.point, "seed": cell.run.seed, "status": status, "error": self.error(cell)}
         if status == FINISHED:
-            summary = json.loads((self.workdir(cell.name) / SUMMARY).read_text())
+            summary = json.loads((self.workdir_of(cell.name) / SUMMARY).read_text())
             row |= {name: summary.get(name) for name in RESULTS}
         return row | {"wall_seconds": self.wall_seconds(cell)}
 

@@ -74,14 +74,14 @@ def smoke(
 
 
 def run_sweep(
-    ledger: Ledger, launcher: Launcher, slots: int, *, shard: Shard = Shard(), retries: int = 1, add_cells: bool = False
+    ledger: Ledger, launcher: Launcher, workers: int, *, shard: Shard = Shard(), retries: int = 1, add_cells: bool = False
 ) -> int:
     """Runs this shard's cells. Returns the exit code: 0, 1 if a cell failed, 128 + the signal that ended it early."""
     with _only_one(ledger, shard), StopRequest() as stop:
         ledger.open(add_cells)
         own = shard.of(ledger.cells)
-        scheduler = Scheduler(ledger, launcher, slots, retries)
-        with Board(ledger, scheduler, slots) as board:
+        scheduler = Scheduler(ledger, launcher, workers, retries)
+        with Board(ledger, scheduler, workers) as board:
             scheduler.run(own, stop, board.refresh)
         ledger.write_csv()
     if stop.signal:
@@ -92,8 +92,8 @@ def run_sweep(
 
 def report(ledger: Ledger, title: str, baseline: dict | None) -> Path:
     """Writes the report of the cells that are finished; raises ValueError where none is."""
-    with locked(ledger.directory / "report.lock"):  # shards may end at the same time
-        path = write_report(ledger.directory, title, ledger.results(), baseline)
+    with locked(ledger.workdir / "report.lock"):  # shards may end at the same time
+        path = write_report(ledger.workdir, title, ledger.results(), baseline)
     logging.info("Report: %s", path)
     return path
 
@@ -101,19 +101,19 @@ def report(ledger: Ledger, title: str, baseline: dict | None) -> Path:
 @contextlib.contextmanager
 def _only_one(ledger: Ledger, shard: Shard) -> Iterator[None]:
     """Shards share the directory; nobody else does."""
-    make_writable(ledger.directory)
+    make_writable(ledger.workdir)
     whole = shard.count == 1
     try:
-        for lock in ledger.directory.glob("shard_*.lock"):
+        for lock in ledger.workdir.glob("shard_*.lock"):
             if not lock.stem.endswith(f"_of_{shard.count}") and is_held(lock):
                 raise BlockingIOError(f"{lock.stem}: a directory has shards of one count")
         with (
-            locked(ledger.directory / "sweep.lock", shared=not whole, wait=False),
-            locked(ledger.directory / f"shard_{shard.index}_of_{shard.count}.lock", wait=False),
+            locked(ledger.workdir / "sweep.lock", shared=not whole, wait=False),
+            locked(ledger.workdir / f"shard_{shard.index}_of_{shard.count}.lock", wait=False),
         ):
             yield
     except BlockingIOError as held:
         raise ValueError(
-            f"--workdir={ledger.directory}: another sweep runs here ({held or 'a shard'}): wait for it, or choose "
+            f"--workdir={ledger.workdir}: another sweep runs here ({held or 'a shard'}): wait for it, or choose "
             "another directory"
         ) from None

@@ -1,4 +1,4 @@
-"""Which cell runs when: a queue, a number of slots, and what to do when a cell ends."""
+"""Which cell runs when: a queue, a number of workers, and what to do when a cell ends."""
 
 import signal
 import time
@@ -15,7 +15,7 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run tha
 
 
 class Running(NamedTuple):
-    """A cell in its slot."""
+    """A cell in its worker."""
 
     cell: Cell
     handle: Handle
@@ -29,9 +29,9 @@ class Scheduler:
     not. A cell with a twin waits for it, and fails with it.
     """
 
-    def __init__(self, ledger: Ledger, launcher: Launcher, slots: int, retries: int):
+    def __init__(self, ledger: Ledger, launcher: Launcher, workers: int, retries: int):
         self._ledger, self._launcher, self._retries = ledger, launcher, retries
-        self._free = list(range(slots))
+        self._free = list(range(workers))
         self._attempts: dict[str, int] = {}
         self.running: dict[int, Running] = {}
         self.wall_seconds: dict[str, float] = {}  # by cell, all attempts of this start
@@ -54,10 +54,10 @@ class Scheduler:
                 self._start(cell)
             watch()
             time.sleep(POLL_SECONDS)
-            for slot, running in list(self.running.items()):
+            for worker, running in list(self.running.items()):
                 code = running.handle.poll()
                 if code is not None:
-                    waiting += self._ended(slot, running, code, retry=not asked)
+                    waiting += self._ended(worker, running, code, retry=not asked)
                     self._ledger.write_csv()
         watch()
 
@@ -75,20 +75,20 @@ class Scheduler:
         return None
 
     def _start(self, cell: Cell) -> None:
-        slot = self._free.pop(0)
+        worker = self._free.pop(0)
         self._attempts[cell.name] = self._attempts.get(cell.name, 0) + 1
         try:
-            handle = self._launcher.start(self._ledger.workdir(cell.name), slot)
+            handle = self._launcher.start(self._ledger.workdir_of(cell.name), worker)
         except Exception as error:  # of the system or of submitit: the rest goes on
-            self._free.append(slot)
+            self._free.append(worker)
             self._ledger.fail(cell, f"could not be started: {error}")
             return
-        self.running[slot] = Running(cell, handle, time.monotonic())
+        self.running[worker] = Running(cell, handle, time.monotonic())
 
-    def _ended(self, slot: int, running: Running, code: int, retry: bool) -> list[Cell]:
-        """Frees the slot and records the end; returns the cell if it is to be tried again."""
-        del self.running[slot]
-        self._free.append(slot)
+    def _ended(self, worker: int, running: Running, code: int, retry: bool) -> list[Cell]:
+        """Frees the worker and records the end; returns the cell if it is to be tried again."""
+        del self.running[worker]
+        self._free.append(worker)
         cell = running.cell
         seconds = time.monotonic() - running.since
         self.wall_seconds[cell.name] = self.wall_seconds.get(cell.name, 0.0) + seconds
