@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,17 @@ def last_line(workdir: Path, name: str) -> dict[str, float]:
         if name in values:
             return {key: float(value) for key, value in _with_nan(values).items()}
     return {}
+
+
+def newest_values(workdir: Path, names: Collection[str]) -> dict[str, float]:
+    """The newest value of each metric that metrics.jsonl has one of, null read as NaN, and the newest "step"."""
+    found: dict[str, float] = {}
+    for line in reversed(_text_lines(workdir) if (workdir / METRICS).exists() else []):
+        values = {} if math.isinf(step_of(line)) else _with_nan(json.loads(line))
+        found = {name: value for name, value in values.items() if name in names or name == "step"} | found
+        if found.keys() >= set(names):
+            break
+    return found
 
 
 def training_times(lines: Iterable[dict[str, float]]) -> tuple[list[int], list[float]]:

@@ -13,7 +13,6 @@ from moe_jax.resolve.resolve import ConfigError
 from moe_jax.tasks.results import DATA
 
 
-
 def prepare(workdir: Path, run: RunConfig) -> None:
     """Makes `workdir` where there is none, and checks that `run` may write into it; what it holds stays as it is.
 

@@ -1,4 +1,4 @@
-"""Fields that follow from the swept ones, so that cells stay comparable. Each returns a function for `Sweep.derive`."""
+"""Derives fields from the swept ones, so that cells stay comparable. The functions make values for `Sweep.derive`."""
 
 import math
 
@@ -103,7 +103,7 @@ _ANY_DEVICE = {  # what counts do not depend on, and the base config may have se
 
 
 def _resolved(base: ml_collections.ConfigDict, point: Point) -> RunConfig | None:
-    """None where the point cannot run, or not with the base config's group size."""
+    """The run of the point on one device; None where it cannot run."""
     try:
         return resolve(with_fields(base, {**point, **_ANY_DEVICE}))
     except ConfigError:
@@ -111,11 +111,11 @@ def _resolved(base: ml_collections.ConfigDict, point: Point) -> RunConfig | None
 
 
 def _tokens(run: RunConfig) -> int:
-    """Of a micro-batch."""
+    """The number of tokens in a micro-batch."""
     return run.data.batch_size // run.train.accumulate * run.data.sequence_length
 
 
 def _slots(run: RunConfig, group_size: int) -> int:
-    """Of the MoE layer that has the fewest."""
+    """The slots of an expert, in the MoE layer where they are fewest."""
     slots = lambda moe: capacity(moe.capacity_factor, moe.top_k, group_size, moe.num_experts)
     return min(slots(part.moe) for part in moe_segments(run))

@@ -1,4 +1,4 @@
-"""What a sweep varies: the value that `get_sweep()` of a file in `configs/sweeps/` returns.
+"""Says what a sweep varies: the value that `get_sweep()` of a file in `configs/sweeps/` returns.
 
 Such a file is a config file (`get_config()` is the run that all cells start from) with one function more:
 
@@ -25,7 +25,7 @@ Derivation = Callable[[ml_collections.ConfigDict, list[Point]], list[Point]]
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Every point is run once for every seed."""
+    """A sweep trains every point once with every seed."""
 
     points: Sequence[Point]
     seeds: Sequence[int] = (0,)
@@ -35,7 +35,7 @@ class Sweep:
 
 
 def load_sweep(path: Path) -> Sweep:
-    """The sweep that a config file declares; ValueError if it declares none."""
+    """The sweep that a config file declares. Raises ValueError if it declares none."""
     module = runpy.run_path(str(path))
     if "get_sweep" not in module:
         raise ValueError(f"--config={path} declares no sweep: add get_sweep(), or see configs/sweeps/")
@@ -54,7 +54,10 @@ def grid(values: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def only(sweep: Sweep, condition: str) -> Sweep:
-    """The points that meet a condition "moe.num_experts=1|4|16". ValueError where none does."""
+    """The sweep with only the points that meet a condition "moe.num_experts=1|4|16".
+
+    Raises ValueError where the sweep does not have the field or one of the values.
+    """
     name, _, values = condition.partition("=")
     points = [point for point in sweep.points if str(point.get(name)) in values.split("|")]
     there = sorted({str(point[name]) for point in sweep.points if name in point})

@@ -1,4 +1,4 @@
-"""Where cells run: processes on this machine, or jobs of a cluster through submitit."""
+"""Starts cells: as processes on this machine, or as jobs of a cluster through submitit."""
 
 import itertools
 import os
@@ -25,15 +25,16 @@ class Handle(Protocol):
 
 @runtime_checkable
 class Launcher(Protocol):
-    """Starts cells; the scheduler keeps no more than one a worker alive."""
+    """Starts cells. The scheduler gives each worker, 0, 1, ..., one cell at a time."""
 
     def start(self, workdir: Path, worker: int) -> Handle:
-        """Starts the cell in `workdir`."""
+        """Starts the cell in `workdir` on one worker's share of the machine."""
 
 
 class LocalProcesses:
-    """Processes of this machine: worker i gets the i-th part of the CPU cores and of the GPUs. They stop, checkpointed,
-    when this process dies. Raises ValueError where the GPUs do not divide.
+    """Starts cells as processes of this machine. Worker i has the i-th part of the CPU cores and of the GPUs.
+
+    The processes save a checkpoint and stop when this process dies. Raises ValueError where the GPUs do not divide.
     """
 
     def __init__(self, workers: int):
@@ -58,7 +59,10 @@ class LocalProcesses:
         return _LocalHandle(process)
 
     def count_devices(self) -> int:
-        """JAX devices that a cell will have; asked of a process of its own, so that none is taken here."""
+        """How many JAX devices a cell will have. Another process is asked, so that this one takes none.
+
+        Raises ValueError where JAX does not start.
+        """
         command = [sys.executable, "-c", "import jax; print(jax.device_count())"]
         environment = {**os.environ, **self._gpus[0]}
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -81,13 +85,16 @@ class _LocalHandle:
 
 
 class Submitit:
-    """Jobs that submitit submits: `cluster` is "slurm", or "local" to try the same path without a cluster."""
+    """Starts cells as jobs of submitit. `cluster` is "slurm", or "local" to try the same path without a cluster.
 
-    def __init__(self, cluster: str, folder: Path, parameters: Mapping[str, Any]):
+    Raises ValueError where submitit or the cluster is missing, or it does not know one of the parameters.
+    """
+
+    def __init__(self, cluster: str, directory: Path, parameters: Mapping[str, Any]):
         try:
             import submitit
 
-            self._executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
+            self._executor = submitit.AutoExecutor(folder=str(directory), cluster=cluster)
         except ImportError:
             raise ValueError("--slurm needs submitit: pip install 'moe_jax[slurm]'") from None
         except RuntimeError as error:
@@ -99,7 +106,7 @@ class Submitit:
             raise ValueError(f"--slurm: {reason}: see submitit's AutoExecutor.update_parameters") from None
 
     def start(self, workdir: Path, worker: int) -> Handle:
-        """See `Launcher`; output goes to submitit's folder."""
+        """See `Launcher`; output goes to the directory given to submitit."""
         return _JobHandle(self._executor.submit(run_cell, workdir))
 
 
@@ -124,8 +131,9 @@ class _JobHandle:
 
 
 def share_of_cores(worker: int, workers: int) -> list[int]:
-    """The worker's CPU cores: consecutive ones, disjoint from other workers' where there are enough; [] where the system
-    cannot pin a process.
+    """The worker's CPU cores: consecutive ones, and no other worker's where there are enough.
+
+    [] where the system cannot pin a process.
     """
     if not hasattr(os, "sched_getaffinity"):
         return []
@@ -136,8 +144,9 @@ def share_of_cores(worker: int, workers: int) -> list[int]:
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """NVIDIA GPUs of this machine: those of CUDA_VISIBLE_DEVICES (up to the first -1, as CUDA reads it) or, where that
-    is not set, all; none for JAX_PLATFORMS=cpu.
+    """The NVIDIA GPUs of this machine that a process with this environment sees; none with JAX_PLATFORMS=cpu.
+
+    They are those of CUDA_VISIBLE_DEVICES up to the first -1, as CUDA reads it, or all where the variable is not set.
     """
     if environment.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []
@@ -153,8 +162,9 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 
 
 def share_of_gpus(worker: int, workers: int, gpus: Sequence[str]) -> dict[str, str]:
-    """The variable that gives the worker its equal part of the GPUs; none where there are none. Raises ValueError where
-    they do not divide.
+    """The environment variable that gives the worker its equal part of the GPUs; {} where there are none.
+
+    Raises ValueError where the GPUs do not divide over the workers.
     """
     if len(gpus) % workers:
         raise ValueError(

@@ -1,4 +1,7 @@
-"""Which cell runs when: a queue, a number of workers, and what to do when a cell ends."""
+"""Decides which cell runs when: a queue, a number of workers, and what happens when a cell ends.
+
+A worker runs one cell at a time, on its own share of the machine or as one job of a cluster.
+"""
 
 import signal
 import time
@@ -15,7 +18,7 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run tha
 
 
 class Running(NamedTuple):
-    """A cell in its worker."""
+    """A cell that a worker runs."""
 
     cell: Cell
     handle: Handle
@@ -25,8 +28,8 @@ class Running(NamedTuple):
 class Scheduler:
     """Runs cells, each until it is finished or has failed.
 
-    A cell that was killed (out of memory, a lost node) is started again, `retries` times; one that raised an error is
-    not. A cell with a twin waits for it, and fails with it.
+    A cell that was killed (out of memory, a lost node) is started again, up to `retries` times. One that raised an
+    error is not. A cell with a twin waits for it, and fails with it.
     """
 
     def __init__(self, ledger: Ledger, launcher: Launcher, workers: int, retries: int):
@@ -37,8 +40,9 @@ class Scheduler:
         self.wall_seconds: dict[str, float] = {}  # by cell, all attempts of this start
 
     def run(self, cells: Sequence[Cell], stop: StopRequest, watch: Callable[[], None]) -> None:
-        """Runs the `cells` that are not finished; `watch` is called several times a second. On a stop request the
-        running ones are asked to checkpoint, and waited for.
+        """Runs the `cells` that are not finished, and calls `watch` several times a second.
+
+        On a stop request it asks the running ones to save a checkpoint, and waits for them.
         """
         waiting = [cell for cell in cells if self._ledger.status(cell) != FINISHED]
         for cell in waiting:
@@ -49,9 +53,9 @@ class Scheduler:
                 asked = True
                 for running in self.running.values():
                     running.handle.stop()
-            while self._free and not stop.signal and (cell := self._next(waiting)):
-                waiting.remove(cell)
-                self._start(cell)
+            while self._free and not stop.signal and (startable := self._next(waiting)):
+                waiting.remove(startable)
+                self._start(startable)
             watch()
             time.sleep(POLL_SECONDS)
             for worker, running in list(self.running.items()):
@@ -62,7 +66,7 @@ class Scheduler:
         watch()
 
     def _next(self, waiting: list[Cell]) -> Cell | None:
-        """The first cell that can start now; a cell whose twin failed is failed and left out."""
+        """The first cell that can start now, if there is one. A cell whose twin failed fails, and leaves the queue."""
         by_name = {cell.name: cell for cell in self._ledger.cells}
         busy = {running.cell.name for running in self.running.values()} | {cell.name for cell in waiting}
         for cell in list(waiting):
@@ -79,7 +83,7 @@ class Scheduler:
         self._attempts[cell.name] = self._attempts.get(cell.name, 0) + 1
         try:
             handle = self._launcher.start(self._ledger.workdir_of(cell.name), worker)
-        except Exception as error:  # of the system or of submitit: the rest goes on
+        except Exception as error:  # the system or submitit refuses: the other cells go on
             self._free.append(worker)
             self._ledger.fail(cell, f"could not be started: {error}")
             return

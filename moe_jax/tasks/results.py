@@ -201,7 +201,5 @@ def summarize(measured: Mapping[str, Any], last: Mapping[str, float], task: str 
         if result.name not in measured and not result.metric:
             raise ValueError(f"the run has no value for the result {result.name}: measure it, or name its metric")
         absent = 0.0 if result.kind == "routing" else math.nan
-        summary[result.name] = (
-            measured[result.name] if result.name in measured else last.get(result.metric, absent)
-        )
+        summary[result.name] = measured[result.name] if result.name in measured else last.get(result.metric, absent)
     return summary

@@ -20,7 +20,7 @@ def test_a_record_adds_up_steps_seconds_and_flops(tmp_path):
 
 def test_time_passes_evenly_between_two_logged_steps(tmp_path):
     workdir = write_run(tmp_path / "run", [3.0])
-    speeds = [{"step": 20, "train/tokens_per_second": 50.0}, {"step": 40, "train/tokens_per_second": 100.0}]
+    speeds = [{"step": 20, "train/step_seconds": 0.2}, {"step": 40, "train/step_seconds": 0.1}]
     evaluations = [{"step": step, "eval/loss": 1.0} for step in (10, 30, 40)]
     write_metrics(workdir, sorted(speeds + evaluations, key=lambda line: line["step"]))
     assert [point.seconds for point in read_record(workdir).curve] == [2.0, 5.0, 6.0]
@@ -130,9 +130,9 @@ def test_an_unfinished_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([{"step": 10, "train/tokens_per_second": 50.0}], "metrics.jsonl has no evaluation"),
-        ([{"step": 10, "train/tokens_per_second": None}], "has train/tokens_per_second null at step 10, .* unknown"),
-        ([{"step": 10, "train/tokens_per_second": 0.0}], "has train/tokens_per_second 0.0 at step 10, .* unknown"),
+        ([{"step": 10, "train/step_seconds": 0.2}], "metrics.jsonl has no evaluation"),
+        ([{"step": 10, "train/step_seconds": None}], "has train/step_seconds null at step 10, .* unknown"),
+        ([{"step": 10, "train/step_seconds": 0.0}], "has train/step_seconds 0.0 at step 10, .* unknown"),
     ],
 )
 def test_metrics_without_times_or_evaluations_are_refused(tmp_path, lines, message):

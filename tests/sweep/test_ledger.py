@@ -30,15 +30,15 @@ def other(ledger, points=POINTS, fields=None, seeds=(0,)):
 
 
 def test_a_status_follows_from_the_cells_files(ledger):
-    cell, (folder, *_) = ledger.cells[0], [ledger.workdir_of(name) for name in NAMES]
+    cell, (workdir, *_) = ledger.cells[0], [ledger.workdir_of(name) for name in NAMES]
     assert ledger.status(cell) == "pending"
-    (folder / "config.json").write_text("{}")
+    (workdir / "config.json").write_text("{}")
     assert ledger.status(cell) == "interrupted"
     ledger.fail(cell, "no memory")
     assert (ledger.status(cell), ledger.error(cell)) == ("failed", "no memory")
     ledger.forget_failure(cell)
     assert (ledger.status(cell), ledger.error(cell)) == ("interrupted", "")
-    finish(folder, cell)
+    finish(workdir, cell)
     assert ledger.status(cell) == "finished"
 
 
@@ -166,7 +166,7 @@ def test_wall_seconds_add_up_over_starts_and_shards(ledger):
 
 def test_a_failure_that_is_forgotten_meanwhile_is_no_error(ledger, monkeypatch):
     """Another shard may start the cell again between two looks at its files."""
-    monkeypatch.setattr(failure, "is_recorded", lambda directory: True)
+    monkeypatch.setattr(failure, "is_recorded", lambda workdir: True)
     assert ledger.error(ledger.cells[0]) == ""
 
 

@@ -60,9 +60,9 @@ class Handle:
         self.code = 128 + signal.SIGTERM
 
 
-def run(directory, points=POINTS, ends=None, workers=2, retries=1, watch=lambda stop: None, before=lambda ledger: None):
+def run(workdir, points=POINTS, ends=None, workers=2, retries=1, watch=lambda stop: None, before=lambda ledger: None):
     """The ledger and the launcher after it, and the scheduler."""
-    ledger = Ledger(directory, cells_of(points))
+    ledger = Ledger(workdir, cells_of(points))
     ledger.open(add_cells=False)
     before(ledger)
     launcher = Script(ledger, ends or {})
