@@ -10,6 +10,7 @@ CONFIG = "config.json"
 SUMMARY = "summary.json"
 METRICS = "metrics.jsonl"
 STEP_SECONDS = "train/step_seconds"  # the metric that says how long a training step took
+Line = dict[str, int | float]  # of metrics.jsonl: {"step": 20, "train/loss": 5.1, ...}
 
 
 def read_config(workdir: Path) -> Any:
@@ -25,7 +26,7 @@ def read_summary(workdir: Path) -> dict[str, Any]:
     return _with_nan(content)
 
 
-def read_lines(workdir: Path) -> list[dict[str, float]]:
+def read_lines(workdir: Path) -> list[Line]:
     """The lines of metrics.jsonl, null read as NaN. Raises OSError or ValueError where it is missing or damaged."""
     return [_with_nan(json.loads(line)) for line in _text_lines(workdir)]
 
@@ -39,9 +40,9 @@ def last_line(workdir: Path, name: str) -> dict[str, float]:
     return {}
 
 
-def newest_values(workdir: Path, names: Collection[str]) -> dict[str, float]:
+def newest_values(workdir: Path, names: Collection[str]) -> Line:
     """The newest value of each metric that metrics.jsonl has one of, null read as NaN, and the newest "step"."""
-    found: dict[str, float] = {}
+    found: Line = {}
     for line in reversed(_text_lines(workdir) if (workdir / METRICS).exists() else []):
         values = {} if math.isinf(step_of(line)) else _with_nan(json.loads(line))
         found = {name: value for name, value in values.items() if name in names or name == "step"} | found
@@ -50,13 +51,13 @@ def newest_values(workdir: Path, names: Collection[str]) -> dict[str, float]:
     return found
 
 
-def training_times(lines: Iterable[dict[str, float]]) -> tuple[list[int], list[float]]:
+def training_times(lines: Iterable[Line]) -> tuple[list[int], list[float]]:
     """The steps at which training was logged, from 0 on, and the seconds of training until each of them."""
     steps, seconds = [0], [0.0]
     for line in lines:
         if STEP_SECONDS in line:
             step = int(line["step"])
-            seconds.append(seconds[-1] + (step - steps[-1]) * line[STEP_SECONDS])
+            seconds.append(seconds[-1] + (step - steps[-1]) * float(line[STEP_SECONDS]))
             steps.append(step)
     return steps, seconds
 

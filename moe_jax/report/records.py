@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_jax.journal.reading import STEP_SECONDS, read_config, read_lines, read_summary, training_times
+from moe_jax.journal.reading import STEP_SECONDS, Line, read_config, read_lines, read_summary, training_times
 from moe_jax.tasks.results import DATA, TERMS, flops_per_step, loss_of, required
 
 
@@ -68,7 +68,7 @@ def check_same_data(records: Sequence[Record]) -> None:
             )
 
 
-def _curve(workdir: Path, lines: Sequence[dict[str, float]], step_flops: float) -> list[CurvePoint]:
+def _curve(workdir: Path, lines: Sequence[Line], step_flops: int | float) -> list[CurvePoint]:
     """The evaluations among the lines of metrics.jsonl. Between two logged steps, time passes evenly."""
     for line in lines:
         if not line.get(STEP_SECONDS, 1.0) > 0:
@@ -83,6 +83,6 @@ def _curve(workdir: Path, lines: Sequence[dict[str, float]], step_flops: float) 
     if not evaluations:
         raise ValueError(f"{workdir}: metrics.jsonl has no evaluation ({loss}): leave the run out, or train it again")
     return [
-        CurvePoint(step, float(np.interp(step, steps, seconds)), float(step) * step_flops, value)
+        CurvePoint(step, float(np.interp(step, steps, seconds)), float(step) * step_flops, float(value))
         for step, value in evaluations
     ]

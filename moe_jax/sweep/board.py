@@ -118,6 +118,6 @@ def _shown() -> list[Result]:
     return [result for result in results_of() if result.running_header]
 
 
-def _number(result: Result, value: float) -> str:
+def _number(result: Result, value: int | float) -> str:
     """A number as the result shows it, shortened where it is large, so that it fits its column."""
     return quantity(value) if abs(value) >= SHORTENED_FROM else result.show(value)

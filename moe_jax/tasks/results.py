@@ -14,22 +14,22 @@ LOSS = "eval_loss"  # every task has a result of this name: lower is better, and
 DATA = "data_sha256"  # every task has it too: runs compare if they agree in it
 
 
-def four_digits(value: float) -> str:
+def four_digits(value: int | float) -> str:
     """Four digits after the point, as in 1.4000."""
     return f"{value:.4f}"
 
 
-def two_digits(value: float) -> str:
+def two_digits(value: int | float) -> str:
     """Two digits after the point, as in 1.50."""
     return f"{value:.2f}"
 
 
-def percent(value: float) -> str:
+def percent(value: int | float) -> str:
     """A share as a percentage, as in 12.50%."""
     return f"{value:.2%}"
 
 
-def whole(value: float) -> str:
+def whole(value: int | float) -> str:
     """A whole number, its thousands apart, as in 1,234."""
     return f"{value:,.0f}"
 
@@ -179,13 +179,13 @@ def hparams_metrics(task: str = "text") -> tuple[str, ...]:
     return tuple(result.name for result in results_of(task) if result.is_hparams_metric)
 
 
-def flops_per_step(config: Mapping[str, Any], summary: Mapping[str, Any], task: str = "text") -> float:
+def flops_per_step(config: Mapping[str, Any], summary: Mapping[str, Any], task: str = "text") -> int | float:
     """Training FLOPs of one step, from the flattened configuration and the summary of a run."""
     terms = TERMS[task]
     return summary[terms.cost] * math.prod(config[field] for field in terms.units)
 
 
-def summarize(measured: Mapping[str, Any], last: Mapping[str, float], task: str = "text") -> dict[str, Any]:
+def summarize(measured: Mapping[str, Any], last: Mapping[str, int | float], task: str = "text") -> dict[str, Any]:
     """The content of summary.json: every result of the task, by name.
 
     Args:

@@ -53,7 +53,7 @@ def test_a_smoke_run_is_at_least_four_short_cells_from_end_to_end_of_the_sweep(p
 
 def test_a_smoke_run_keeps_swept_fields_groups_and_does_without_a_baseline_it_leaves_out(caplog):
     points = [{"train.steps": steps, "moe.num_experts": 2**i} for i, steps in enumerate(range(30, 39))]
-    sweep = Sweep(points, derive=[fixed_group(min_workers=2)], baseline=points[1])
+    sweep = Sweep(points, derive=[fixed_group(min_slots=2)], baseline=points[1])
     small, config = smoke(sweep, base({"data.batch_size": 64}))
     caplog.set_level("INFO")
     cells = checked_cells(small, config, 1)
