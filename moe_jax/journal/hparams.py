@@ -5,7 +5,7 @@ from typing import Any
 
 
 def hparams(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """Flattened configuration values as the HParams plugin takes them: what is no number or truth value as text."""
+    """Flattened configuration values as the HParams plugin takes them. Lists and other values become text."""
     return {
         name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()
     }

@@ -25,7 +25,7 @@ def prepare(workdir: Path, run: RunConfig) -> None:
 
 
 def check_data(workdir: Path, sha256: str) -> None:
-    """Raises ConfigError where the run in `workdir` was started on other data, because a file has changed since."""
+    """Raises ConfigError where the run in `workdir` was started on other data, since a file or Python has changed."""
     before = _read_config(workdir).get(DATA) if (workdir / CONFIG).exists() else None
     if before not in (None, sha256):
         raise ConfigError(
@@ -62,7 +62,7 @@ def write_summary(workdir: Path, content: Mapping[str, Any]) -> None:
 
 
 def is_finished(workdir: Path, steps: int) -> bool:
-    """Whether summary.json is there and is that of a run of `steps` steps."""
+    """Whether `workdir` has a whole summary.json, of a run of `steps` steps."""
     try:
         return read_summary(workdir)["steps"] == steps
     except (OSError, ValueError, KeyError, TypeError):

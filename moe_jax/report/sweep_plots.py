@@ -67,7 +67,7 @@ def _routing(sweep: SweepResults, field: str) -> Figure:
 
 
 def _against(axis, sweep: SweepResults, field: str, name: str) -> None:
-    """The result `name` over the values of `field`, one line for every combination of the other fields that vary."""
+    """Draws the result `name` over the values of `field`, with a line for each combination of the other varying fields."""
     x_scale = scale(field, [point.point.get(field) for point in sweep.points])
     others = {other: sweep.names[other] for other in sweep.varying if other != field}
     lines: dict[str, list[PointRuns]] = {}
@@ -89,7 +89,7 @@ def _against(axis, sweep: SweepResults, field: str, name: str) -> None:
 
 
 def _means(axis, x: np.ndarray, estimates: np.ndarray, color, label: str = "") -> None:
-    """Markers at the means and bars over the intervals, [points, (mean, low, high)]; without a bar for one seed."""
+    """Draws means and intervals, [points, (mean, low, high)], as markers and bars; a single seed has no bar."""
     mean, low, high = estimates.T
     axis.plot(x, mean, "o", color=color, markersize=5, label=label)
     known = np.isfinite(low)
@@ -98,7 +98,10 @@ def _means(axis, x: np.ndarray, estimates: np.ndarray, color, label: str = "") -
 
 
 def _curves(sweep: SweepResults, column: int, label: str) -> Figure:
-    """Held-out loss over training, against one column of `records.CurvePoint`: a line a point, a faint one a seed."""
+    """Held-out loss during training, against one column of `records.CurvePoint`.
+
+    There is a line for each point of the sweep, and a faint one for each seed.
+    """
     figure, (axis,) = _figure(1)
     points = [point for point in sweep.points if point.runs]
     for i, point in enumerate(points):

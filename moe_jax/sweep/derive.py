@@ -51,9 +51,10 @@ def fixed_group(min_slots: int = 32) -> Derivation:
 
 
 def equal_flops(to: Point, multiple_of: int = 1) -> Derivation:
-    """Sets the feed-forward's hidden size (dense or of each expert) so that the FLOPs per token are those of the base
-    config with the fields `to`: the size nearest to it, a multiple of `multiple_of`. The router counts too, so many
-    experts are paid for with narrower ones.
+    """Sets the hidden size of the feed-forward, dense or of each expert, to equal the FLOPs of another configuration.
+
+    That is the base config with the fields `to`. Of the multiples of `multiple_of`, it takes the size with the nearest
+    FLOPs per token. The router counts too, so that many experts are paid for with narrower ones.
     """
     return _width(to, "flops_per_token", multiple_of)
 

@@ -68,8 +68,10 @@ def only(sweep: Sweep, condition: str) -> Sweep:
 
 
 def narrowed(sweep: Sweep, points: Sequence[Point]) -> Sweep:
-    """The sweep with these of its points. Derived fields stay what they are in the whole sweep, so that the cells are
-    the same ones; a baseline that is not among the points is forgotten.
+    """The sweep with only these of its points.
+
+    Derived fields stay what they are in the whole sweep, so that the cells are the same ones. A baseline that is not
+    among the points is forgotten.
     """
     left_out = [*sweep.left_out, *(point for point in sweep.points if point not in points)]
     kept = sweep.baseline is not None and any(matches(point, sweep.baseline) for point in points)
@@ -109,8 +111,10 @@ class Choice(NamedTuple):
 
 
 def quasi_random(ranges: Mapping[str, Uniform | LogUniform | Choice], num: int, seed: int = 0) -> list[Point]:
-    """`num` points spread evenly over the ranges (a scrambled Halton sequence); the first points of a longer draw are
-    those of a shorter one. Real numbers are rounded to four digits, to be readable in a cell's name.
+    """`num` points that a scrambled Halton sequence spreads evenly over the ranges.
+
+    A longer draw begins with the points of a shorter one. Real numbers are rounded to four digits, to be readable in a
+    cell's name.
     """
     draws = qmc.Halton(len(ranges), scramble=True, seed=seed).random(num)
     readable = lambda value: float(f"{value:.4g}") if isinstance(value, float) else value

@@ -133,7 +133,7 @@ RESULTS: tuple[Result, ...] = (  # in the order of sweep.csv's columns
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """On which terms runs of a task compare."""
+    """The terms on which runs of a task compare."""
 
     cost: str  # the result that holds the training FLOPs of one unit of data
     units: tuple[str, ...]  # the configuration fields whose product is the units of data in a step

@@ -90,7 +90,7 @@ def resumptions(cell):
 
 
 def times_of(cell):
-    """Of every file but cell.json, which each start writes anew."""
+    """When every file was last written, but for cell.json, which each start writes anew."""
     return {path: path.stat().st_mtime_ns for path in cell.rglob("*") if path.is_file() and path.name != "cell.json"}
 
 
