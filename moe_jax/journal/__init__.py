@@ -1,1 +1,1 @@
-"""What a run writes about itself and others read: metrics, event files, pictures, the work directory."""
+"""The record of a run: all that writes it (`metrics`, `workdir`, ...) and all that reads it again (`reading`)."""

@@ -1,6 +1,6 @@
-"""TensorBoard's event files: the record format and the protos of its plugins, from the `tensorboard` package alone.
+"""Writes TensorBoard's event files, with the record format and the protos of the `tensorboard` package alone.
 
-Nothing here imports TensorFlow, installed or not. (`tensorboard`'s own `EventFileWriter` does where it is installed.)
+Nothing here imports TensorFlow. (`tensorboard`'s own `EventFileWriter` does so where TensorFlow is installed.)
 """
 
 import io
@@ -30,17 +30,17 @@ STATUS = {"success": api_pb2.STATUS_SUCCESS, "failure": api_pb2.STATUS_FAILURE}
 
 
 class EventFile:
-    """A new event file in a directory, behind those that are there (readers sort by name).
+    """A new event file in a directory. By name it comes after those that are there, since readers sort by name.
 
     Its first records say that the run starts again at `first_step`, so that a TensorBoard that is running forgets what
-    it has read from there on. What earlier files hold is another matter: see `drop_steps`.
+    it has read from there on. `drop_steps` removes the same from earlier files.
     """
 
     def __init__(self, directory: Path, first_step: int):
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         self._records = RecordWriter(path.open("xb"))
-        self._kinds: dict[str, str] = {}  # of name: scalars, histograms, images, text
+        self._kinds: dict[str, str] = {}  # name -> scalars, histograms, images or text
         self._write(file_version="brain.Event:2")
         self._write(step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
 

@@ -7,17 +7,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
-DOTS_PER_INCH = 100
-MAX_CELLS_WITH_NUMBERS = 128
-DARKEST_LOAD = 3.0  # from here on the colour stays the same; fixed, so that the images of a run compare
+# TensorBoard shows images about 300 pixels wide, however large they are. At this width in inches, FONT_SIZE points are
+# about 11 pixels high there.
+WIDTH, DOTS_PER_INCH, FONT_SIZE = 4.0, 150, 13
+HEIGHTS = 2.0, 4.0  # inches, of few and of many layers
+MAX_TICKS = 5
+DARKEST_LOAD = 3.0  # from here on the colour stays the same. It is fixed, so that the images of a run compare
 
 
 def expert_load_image(load: Real[np.ndarray | jax.Array, "M E"]) -> UInt8[np.ndarray, "height width 3"]:
-    """A heat map of the experts' load: MoE layers down, experts across; white is balanced, red above, blue below.
+    """A heat map of the experts' load, legible at a width of 300 pixels.
+
+    MoE layers run down and experts across. White is balanced, red above, blue below.
 
     Args:
-        load: each expert's share of its layer's assignments, in any unit: every layer is scaled to a mean of 1. NaN
-            (grey): an expert that the layer does not have.
+        load: each expert's share of its layer's choices, in any unit, since every layer is scaled to a mean of 1. NaN
+            stands for an expert that the layer does not have, and is grey.
 
     Returns:
         RGB pixels; their number depends on the shape of `load` alone.
@@ -26,32 +31,27 @@ def expert_load_image(load: Real[np.ndarray | jax.Array, "M E"]) -> UInt8[np.nda
     mean = np.nanmean(load, axis=1, keepdims=True)
     load = load / np.where(mean > 0, mean, 1)
     layers, experts = load.shape
-    size = (np.clip(0.45 * experts, 3, 10) + 2.2, np.clip(0.35 * layers, 0.7, 8) + 1.2)
-    figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
+    height = np.clip(1.4 + 0.15 * layers, *HEIGHTS)
+    figure = Figure(figsize=(WIDTH, height), dpi=DOTS_PER_INCH, layout="constrained")
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_subplot(xlabel="expert", ylabel="MoE layer", title="expert load (1 = balanced)", facecolor="0.6")
+    axes = figure.add_subplot(facecolor="0.6")
     norm = TwoSlopeNorm(vcenter=1, vmin=0, vmax=DARKEST_LOAD)
     heat = axes.imshow(load, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
     axes.set_xticks(_ticks(experts))
     axes.set_yticks(_ticks(layers))
-    figure.colorbar(heat, ax=axes, ticks=[0, 1, 2, 3], extend="max")
-    if load.size <= MAX_CELLS_WITH_NUMBERS:
-        _write_numbers(axes, load, heat)
+    axes.tick_params(labelsize=FONT_SIZE)
+    axes.set_xlabel("expert", fontsize=FONT_SIZE)
+    axes.set_ylabel("MoE layer", fontsize=FONT_SIZE)
+    bar = figure.colorbar(heat, ax=axes, ticks=[0, 1, 3], extend="max", aspect=10)
+    bar.ax.tick_params(labelsize=FONT_SIZE)
+    bar.set_label("load / mean", fontsize=FONT_SIZE)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
 
 
 def _ticks(count: int) -> range:
-    """Labels for about 16 of `count` rows or columns, a power of two apart."""
+    """Ticks for at most `MAX_TICKS` of `count` rows or columns, a power of two apart."""
     step = 1
-    while count > 16 * step:
+    while count > MAX_TICKS * step:
         step *= 2
     return range(0, count, step)
-
-
-def _write_numbers(axes, load: np.ndarray, heat) -> None:
-    """Writes each cell's load into it, light on dark colours."""
-    dark = heat.cmap(heat.norm(load))[..., :3].mean(axis=-1) < 0.5
-    for layer, expert in np.argwhere(np.isfinite(load)):
-        color = "white" if dark[layer, expert] else "black"
-        axes.text(expert, layer, f"{load[layer, expert]:.2f}", ha="center", va="center", fontsize=7, color=color)

@@ -1,15 +1,15 @@
-"""What a run writes about itself: WORKDIR/metrics.jsonl for programs, WORKDIR/tensorboard for eyes.
+"""Writes a run's metrics: WORKDIR/metrics.jsonl for programs (see `reading`), WORKDIR/tensorboard for people.
 
-Layout below WORKDIR:
+The files below WORKDIR:
 
     metrics.jsonl          one line a call of `scalars`: {"step": 20, "train/loss": 5.1, ...}
     tensorboard/           scalars, histograms, images, texts
     tensorboard/hparams/   the HParams session and its final metrics
 
-The session lies in a run of its own because TensorBoard takes every scalar of a session's run for one of its metrics:
-there it finds the final ones and no others. No experiment record is written: TensorBoard would apply the first one it
-meets to all runs below its log directory; without one it infers the hyperparameters' domains, and which of them differ,
-from all runs together.
+The session lies in a directory of its own because TensorBoard takes every scalar beside a session for one of its
+metrics; there it finds the final ones and no others. No experiment record is written, because TensorBoard would apply
+the first one it meets to all runs below its log directory. Without one it infers from all runs together which values
+the hyperparameters have and which of them differ.
 """
 
 import functools
@@ -26,6 +26,7 @@ from jaxtyping import Real, UInt8
 
 from moe_jax.journal import event_file
 from moe_jax.journal.event_file import EventFile
+from moe_jax.journal.reading import METRICS, step_of
 
 Array = np.ndarray | jax.Array
 
@@ -44,18 +45,19 @@ def _first_process_only(method):
 class MetricsWriter:
     """Writes a run's metrics; on processes other than the first every method does nothing.
 
-    After a restart from a checkpoint, `resumed_step` is the checkpoint's step: what an earlier life of the run logged
-    past it is dropped, since it will be logged again. With 0 the run starts over: metrics.jsonl starts empty.
+    After a restart from a checkpoint, `resumed_step` is the checkpoint's step. What an earlier life of the run logged
+    past it is dropped, since it will be logged again. With 0 the run starts over, and so metrics.jsonl starts empty.
+
     Everything is flushed when a method returns, so that a killed run keeps its metrics. A name belongs to one kind of
-    value: the same for a scalar and an image, say, is a ValueError. Left by an exception, as a context manager, it ends
-    the HParams session as a failure.
+    value: a scalar and an image of the same name raise a ValueError. As a context manager that an exception leaves, the
+    writer ends the HParams session as a failure.
     """
 
     @_first_process_only
     def __init__(self, workdir: Path, resumed_step: int = 0):
         first_step = resumed_step + 1 if resumed_step else 0
         workdir.mkdir(parents=True, exist_ok=True)
-        self._lines = _reopen_lines(workdir / "metrics.jsonl", first_step)
+        self._lines = _reopen_lines(workdir / METRICS, first_step)
         self._directory = workdir / "tensorboard"
         event_file.drop_steps(self._directory, first_step)
         self._events = EventFile(self._directory, first_step)
@@ -142,37 +144,6 @@ def _reopen_lines(path: Path, first_step: int) -> TextIO:
     """Opens a JSONL file for appending, without its torn lines and those of steps from `first_step` on."""
     old = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     rewritten = path.with_name(f"{path.name}.partial")
-    rewritten.write_text("".join(f"{line}\n" for line in old if _step_of(line) < first_step), encoding="utf-8")
+    rewritten.write_text("".join(f"{line}\n" for line in old if step_of(line) < first_step), encoding="utf-8")
     os.replace(rewritten, path)
     return path.open("a", encoding="utf-8")
-
-
-def last_line(workdir: Path, name: str) -> dict[str, float]:
-    """The newest whole line of metrics.jsonl that holds `name`, null read as NaN; {} where there is none."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    for line in reversed(lines):
-        values = {} if math.isinf(_step_of(line)) else json.loads(line)
-        if name in values:
-            return {key: math.nan if value is None else float(value) for key, value in values.items()}
-    return {}
-
-
-def training_seconds(workdir: Path) -> float:
-    """Time spent on the steps of metrics.jsonl, over all lives of the run."""
-    seconds, step = 0.0, 0
-    path = workdir / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        values = json.loads(line)
-        if "train/step_seconds" in values:
-            seconds += (values["step"] - step) * values["train/step_seconds"]
-            step = values["step"]
-    return seconds
-
-
-def _step_of(line: str) -> int | float:
-    """The step of a line; infinite if the line is torn (the process was killed while writing it)."""
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return math.inf

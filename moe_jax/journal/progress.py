@@ -1,4 +1,4 @@
-"""One line in the terminal that says how far a run is."""
+"""Shows in one line of the terminal how far a run is."""
 
 import io
 import math
@@ -21,6 +21,7 @@ class Progress:
         start_step: the step from which this process continues.
         stream: where to write; standard error if not given.
         clock: seconds that only grow.
+        rate_unit: what stands behind the rate of training.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class Progress:
         start_step: int,
         stream: io.TextIOBase | None = None,
         clock: Callable[[], float] = time.monotonic,
+        rate_unit: str = "tokens/s",
     ):
         self._total_steps = total_steps
+        self._rate_unit = rate_unit
         self._stream = sys.stderr if stream is None else stream
         self.terminal = self._stream.isatty()
         self._clock = clock
@@ -39,8 +42,8 @@ class Progress:
         self._drawn_step = start_step
         self._drawn_at: float | None = None  # None: not yet, the first step compiles and tells nothing about speed
 
-    def update(self, step: int, loss: SupportsFloat, tokens_per_second: SupportsFloat) -> None:
-        """Shows that `step` steps of the run are done."""
+    def update(self, step: int, loss: SupportsFloat, rate: SupportsFloat) -> None:
+        """Shows that `step` steps of the run are done, with the last training loss and rate of training."""
         now = self._clock()
         soon = self._drawn_at is not None and now - self._drawn_at < REDRAW_SECONDS
         if not self.terminal or (soon and step < self._total_steps):
@@ -49,7 +52,7 @@ class Progress:
         left = duration((self._total_steps - step) / self._steps_per_second) if self._steps_per_second else "?"
         self._line = (
             f"step {step}/{self._total_steps}  {100 * step / max(self._total_steps, 1):.1f}%  loss {float(loss):.4f}  "
-            f"{quantity(float(tokens_per_second))} tokens/s  {left} left"
+            f"{quantity(float(rate))} {self._rate_unit}  {left} left"
         )
         self._draw()
 
@@ -81,7 +84,7 @@ class Progress:
 
 
 def quantity(number: float) -> str:
-    """Three significant digits with a unit: 950, 12.3k, 4.56M."""
+    """Three significant digits with a prefix: 950, 12.3k, 4.56M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= 0.9995 * size:
             return f"{number / size:.3g}{unit}"
@@ -89,7 +92,7 @@ def quantity(number: float) -> str:
 
 
 def duration(seconds: float | int) -> str:
-    """The two largest units: 42s, 3m05s, 2h14m, 1d03h."""
+    """Seconds in their two largest units: 42s, 3m05s, 2h14m, 1d03h."""
     minutes, seconds = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.config.schema import RunConfig, flatten, identity
+from moe_jax.journal.reading import CONFIG, SUMMARY, read_config, read_summary
 from moe_jax.resolve.resolve import ConfigError
-
-CONFIG = "config.json"
-DATA = "data_sha256"  # in it: which text the run was started on
-SUMMARY = "summary.json"
+from moe_jax.tasks.results import DATA
 
 
 def prepare(workdir: Path, run: RunConfig) -> None:
@@ -27,12 +25,12 @@ def prepare(workdir: Path, run: RunConfig) -> None:
 
 
 def check_data(workdir: Path, sha256: str) -> None:
-    """Raises ConfigError where the run in `workdir` was started on other text: a file changed, or Python's library."""
+    """Raises ConfigError where the run in `workdir` was started on other data, since a file or Python has changed."""
     before = _read_config(workdir).get(DATA) if (workdir / CONFIG).exists() else None
     if before not in (None, sha256):
         raise ConfigError(
-            f"--workdir={workdir}: the text of data.source is not what the run was started on ({DATA} was {before}, is "
-            f"{sha256}), and held-out text may have been trained on: put it back, or choose another directory"
+            f"--workdir={workdir}: the data of data.source is not what the run was started on ({DATA} was {before}, is "
+            f"{sha256}), and held-out data may have been trained on: put it back, or choose another directory"
         )
 
 
@@ -50,9 +48,10 @@ def make_writable(workdir: Path) -> None:
 
 
 def claim(workdir: Path, run: RunConfig, sha256: str) -> None:
-    """Makes a prepared `workdir` the home of `run` on the text of that hash. To be called once the run can start.
+    """Makes a prepared `workdir` the home of `run` on the data of that hash.
 
-    So a mistyped data.source, say, can be corrected without another work directory.
+    It is called once the run can start, so that a mistyped data.source, say, can be corrected without another work
+    directory.
     """
     write_json(workdir / CONFIG, {**flatten(run), DATA: sha256})
 
@@ -63,9 +62,9 @@ def write_summary(workdir: Path, content: Mapping[str, Any]) -> None:
 
 
 def is_finished(workdir: Path, steps: int) -> bool:
-    """Whether summary.json is there and is that of a run of `steps` steps."""
+    """Whether `workdir` has a whole summary.json, of a run of `steps` steps."""
     try:
-        return json.loads((workdir / SUMMARY).read_text())["steps"] == steps
+        return read_summary(workdir)["steps"] == steps
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -104,7 +103,7 @@ def check_identity(workdir: Path, run: RunConfig) -> None:
 
 def _read_config(workdir: Path) -> dict[str, Any]:
     try:
-        config = json.loads((workdir / CONFIG).read_text())
+        config = read_config(workdir)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"--workdir={workdir}: {CONFIG} cannot be read ({error}), so it is unknown which run lies there: put the "

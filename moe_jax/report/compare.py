@@ -1,4 +1,4 @@
-"""Runs side by side: how they differ, and what each needs to reach the first one's held-out loss."""
+"""Compares runs: how they differ, and what each needs to reach the held-out loss of the first one."""
 
 import math
 from collections.abc import Sequence
@@ -8,24 +8,27 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from moe_jax.report.markdown import rows
-from moe_jax.report.records import Point, Record, check_same_data
+from moe_jax.report.records import CurvePoint, Record, check_same_data
+from moe_jax.tasks.results import LOSS, Result, loss_of, results_of
 
 
-def reaches(curve: Sequence[Point], loss: float) -> Point | None:
-    """Where `curve` first falls to `loss`, interpolated between two evaluations; None if it does not."""
+def reaches(curve: Sequence[CurvePoint], loss: float) -> CurvePoint | None:
+    """The point at which `curve` first falls to `loss`, interpolated between evaluations; None if it does not."""
     before = None
     for after in curve:
         if after.loss <= loss:
             if before is None or not math.isfinite(before.loss):
                 return after
             share = (before.loss - loss) / (before.loss - after.loss)
-            return Point(*(float(a + share * (b - a)) for a, b in zip(before, after, strict=True)))
+            step, seconds, flops, at = (float(a + share * (b - a)) for a, b in zip(before, after, strict=True))
+            return CurvePoint(step, seconds, flops, at)
         before = after
     return None
 
 
 def compare(records: Sequence[Record]) -> dict[str, Any]:
-    """Differences in configuration, results, and what each run needs to reach the last loss of the first one.
+    """The content of compare.json: how the configurations differ, and for each run its results, by their names in
+    summary.json, and the steps and seconds that it needs to reach the last loss of the first one.
 
     Raises ValueError where the runs were not evaluated on the same data, or the first one ends without a loss.
     """
@@ -37,7 +40,7 @@ def compare(records: Sequence[Record]) -> dict[str, Any]:
     if not math.isfinite(target):
         raise ValueError(f"{baseline.name}, the baseline, ends without a finite held-out loss: name another run first")
     needed = {record.name: reaches(record.curve, target) for record in records}
-    full = needed[baseline.name]
+    full = needed[baseline.name] or baseline.curve[-1]  # a finite last loss is always reached
     return {
         "baseline": baseline.name,
         "loss": target,
@@ -46,18 +49,9 @@ def compare(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _row(record: Record, needed: Point | None, baseline: Point) -> dict[str, Any]:
-    final, summary = record.curve[-1], record.summary
-    row: dict[str, Any] = {
-        "final_loss": final.loss,
-        "bits_per_byte": summary["eval_bits_per_byte"],
-        "steps": final.step,
-        "flops_per_token": summary["flops_per_token"],
-        "total_params": summary["total_params"],
-        "dropped_fraction": summary["dropped_fraction"],
-        "max_violation": summary["max_violation"],
-        "tokens_per_second": summary["tokens_per_second"],
-    }
+def _row(record: Record, needed: CurvePoint | None, baseline: CurvePoint) -> dict[str, Any]:
+    row: dict[str, Any] = {result.name: record.summary.get(result.name) for result in _shown()}
+    row["steps"] = record.curve[-1].step
     if needed is None:
         return row | {"steps_to_loss": None}
     return row | {
@@ -67,6 +61,11 @@ def _row(record: Record, needed: Point | None, baseline: Point) -> dict[str, Any
         "times_less_time": baseline.seconds / needed.seconds,
         "times_fewer_flops": baseline.flops / needed.flops,
     }
+
+
+def _shown() -> list[Result]:
+    """The results that have a column: those that the configuration fixes, then those that were measured."""
+    return sorted((result for result in results_of() if result.header), key=lambda result: result.kind != "fixed")
 
 
 def _differences(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
@@ -79,12 +78,13 @@ def table(result: dict[str, Any]) -> str:
     """The comparison in Markdown: results, cost to the baseline's loss, differences in configuration."""
     runs, differences = result["runs"], result["differences"]
     lines = rows(
-        ["run", "parameters", "FLOPs a token", "held-out loss", "bits per byte", "dropped", "MaxVio", "tokens/s"],
+        ["run", *(result.header for result in _shown())],
         [[name, *_results(row)] for name, row in runs.items()],
     )
-    means = "Means over MoE layers: the dropped fraction of the last training step, MaxVio of the last steps together."
-    lines += ["", means, ""]
-    lines += [f"To the held-out loss of {result['baseline']} at its end, {result['loss']:.4f} nats a token:", ""]
+    meanings = "; ".join(column.meaning for column in _shown() if column.meaning)
+    lines += ["", f"{meanings[:1].upper()}{meanings[1:]}.", ""]
+    loss = loss_of()
+    lines += [f"To the {loss.header} of {result['baseline']} at its end, {loss.text(result['loss'])} {loss.unit}:", ""]
     lines += rows(
         ["run", "steps", "fewer steps", "fewer FLOPs", "less time"],
         [[name, *_cost(row)] for name, row in runs.items()],
@@ -99,16 +99,8 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _results(row: dict[str, Any]) -> list[str]:
-    diverged = not math.isfinite(row["final_loss"])
-    return [
-        f"{row['total_params']:,}",
-        f"{row['flops_per_token']:,}",
-        "diverged" if diverged else f"{row['final_loss']:.4f}",
-        "-" if diverged else f"{row['bits_per_byte']:.4f}",
-        f"{row['dropped_fraction']:.2%}",
-        f"{row['max_violation']:.2f}",
-        f"{row['tokens_per_second']:,.0f}",
-    ]
+    diverged = not math.isfinite(row[LOSS])
+    return ["diverged" if diverged and result.name == LOSS else result.text(row[result.name]) for result in _shown()]
 
 
 def _cost(row: dict[str, Any]) -> list[str]:
@@ -119,7 +111,7 @@ def _cost(row: dict[str, Any]) -> list[str]:
 
 
 def plot(records: Sequence[Record]) -> Figure:
-    """Held-out loss against steps, training FLOPs and seconds of training."""
+    """A picture of the held-out loss against steps, training FLOPs and seconds of training, one line a run."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     for axis, field, label in zip(axes, ("step", "flops", "seconds"), ("step", "FLOPs", "seconds"), strict=True):
@@ -128,6 +120,6 @@ def plot(records: Sequence[Record]) -> Figure:
             axis.plot(x, [point.loss for point in record.curve], label=record.name)
         axis.set_xlabel(f"training {label}")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("held-out loss (nats a token)")
+    axes[0].set_ylabel(loss_of().axis)
     axes[0].legend()
     return figure

@@ -1,12 +1,12 @@
-"""Tables in Markdown."""
+"""Writes tables in Markdown."""
 
 from collections.abc import Iterable, Sequence
 
 
 def rows(header: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table; a bar or a line break inside a cell is kept from ending it."""
-    return [_row(header), "|" + "---|" * len(header), *(_row(cells) for cells in body)]
+    """The lines of a table; a bar or a line break inside a text does not end its column."""
+    return [_row(header), "|" + "---|" * len(header), *(_row(texts) for texts in body)]
 
 
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+def _row(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(" ".join(text.split()).replace("|", "\\|") for text in texts) + " |"

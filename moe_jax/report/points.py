@@ -1,4 +1,4 @@
-"""The cells of a sweep, gathered by point: one point is one configuration, trained once for every seed."""
+"""Gathers the cells of a sweep by point. A point is one configuration, and each of its cells has another seed."""
 
 import math
 from collections.abc import Sequence
@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_jax.report.records import Record, read_record
+from moe_jax.tasks.results import LOSS
 
 STATUSES = ("finished", "failed", "interrupted", "pending")
 
 
 class CellResult(NamedTuple):
-    """One run of a sweep, finished or not."""
+    """How one cell of a sweep ended, if it did."""
 
     name: str  # "capacity_factor=1.25,num_experts=8,seed=0"
     point: dict[str, Any]  # the swept fields and their values, without the seed: {"moe.num_experts": 8}
     seed: int
     status: str  # finished, failed, interrupted, pending
     error: str  # one line; "" unless failed
-    directory: Path  # the run's work directory
+    workdir: Path  # of its run
 
 
 class PointRuns(NamedTuple):
@@ -31,12 +32,12 @@ class PointRuns(NamedTuple):
 
     @property
     def losses(self) -> list[float]:
-        """Final held-out losses in nats a token, one a finished run; NaN where it diverged."""
-        return [record.summary["eval_loss"] for record in self.runs.values()]
+        """Final held-out losses, one for each finished run; NaN where it diverged."""
+        return [record.summary[LOSS] for record in self.runs.values()]
 
     @property
     def comparable(self) -> bool:
-        """Whether a run is finished and none of them diverged: the mean over survivors would flatter the point."""
+        """Whether a run is finished and none diverged. A mean over the others alone would flatter the point."""
         return bool(self.runs) and all(map(math.isfinite, self.losses))
 
 
@@ -78,13 +79,13 @@ def gather(cells: Sequence[CellResult]) -> SweepResults:
 
 
 def count_statuses(cells: Sequence[CellResult]) -> str:
-    """As in "16 finished, 2 failed"."""
+    """How many cells have each status, as in "16 finished, 2 failed"."""
     counts = {status: sum(cell.status == status for cell in cells) for status in STATUSES}
     return ", ".join(f"{number} {status}" for status, number in counts.items() if number)
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
-    """Each field's last part, or the whole of it where another field ends alike (moe.d_ff, model.d_ff)."""
+    """Each field's last part, or the whole field where another one ends the same way, as moe.d_ff and model.d_ff do."""
     last = [field.rpartition(".")[2] for field in fields]
     return {field: end if last.count(end) == 1 else field for field, end in zip(fields, last, strict=True)}
 
@@ -95,7 +96,7 @@ def describe(point: dict[str, Any], names: dict[str, str]) -> str:
 
 
 def frozen(value: Any) -> Any:
-    """`value` as a key, lists as tuples: as a field comes from a configuration or from JSON."""
+    """`value` as a key of a dictionary. Lists become tuples, since JSON gives tuples back as lists."""
     if isinstance(value, dict):
         return frozenset((name, frozen(inner)) for name, inner in value.items())
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
@@ -110,7 +111,7 @@ def _read(cell: CellResult) -> tuple[CellResult, Record | None]:
     if cell.status != "finished":
         return cell, None
     try:
-        return cell, read_record(cell.directory)
+        return cell, read_record(cell.workdir)
     except ValueError as error:
         return cell._replace(status="failed", error=str(error)), None
 

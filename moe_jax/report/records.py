@@ -1,6 +1,5 @@
-"""What a finished or running work directory says about its run."""
+"""What the work directory of a finished run says about it."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,34 +7,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-RESULTS = (
-    "eval_loss",  # nats a token, held-out
-    "eval_bits_per_byte",
-    "tokens_per_second",
-    "total_params",
-    "flops_per_token",
-    "dropped_fraction",
-    "max_violation",
-    "data_sha256",
-)
+from moe_jax.journal.reading import STEP_SECONDS, Line, read_config, read_lines, read_summary, training_times
+from moe_jax.tasks.results import DATA, TERMS, flops_per_step, loss_of, required
 
 
-class Point(NamedTuple):
-    """One held-out evaluation."""
+class CurvePoint(NamedTuple):
+    """One held-out evaluation on the curve of a run, or a place between two of them."""
 
-    step: int
+    step: float
     seconds: float  # of training until then, without compilation, evaluation and checkpoints
     flops: float  # of training until then
-    loss: float  # nats a token; NaN where the run had diverged
+    loss: float  # in the unit of the task; NaN where the run had diverged
 
 
 class Record(NamedTuple):
     """A run, read from its work directory."""
 
     name: str
-    config: dict[str, Any]
+    config: dict[str, Any]  # flattened
     summary: dict[str, Any]  # null is NaN
-    curve: list[Point]  # at least one
+    curve: list[CurvePoint]  # at least one
 
     @property
     def step_seconds(self) -> float:
@@ -44,23 +35,20 @@ class Record(NamedTuple):
 
 
 def read_record(workdir: Path) -> Record:
-    """Reads `workdir`; raises ValueError where it holds no finished run, or one without times or evaluations."""
+    """Reads `workdir`. Raises ValueError where it holds no finished run, or one without times or evaluations."""
     try:
-        config, summary = (json.loads((workdir / name).read_text()) for name in ("config.json", "summary.json"))
-        lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        tokens = config["data.batch_size"] * config["data.sequence_length"]
-    except (OSError, json.JSONDecodeError) as error:
+        config, summary, lines = read_config(workdir), read_summary(workdir), read_lines(workdir)
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"{workdir} holds no finished run that can be read ({error}): train it to its end, or delete it and train "
             "it again"
         ) from None
-    except (KeyError, TypeError):
-        raise ValueError(f"{workdir}: config.json is not that of a run of moe_jax: name another directory") from None
-    missing = [name for name in RESULTS if name not in summary]
+    if not isinstance(config, dict) or any(field not in config for field in TERMS["text"].units):
+        raise ValueError(f"{workdir}: config.json is not that of a run of moe_jax: name another directory")
+    missing = [name for name in required() if name not in summary]
     if missing:
         raise ValueError(f"{workdir}: summary.json lacks {', '.join(missing)}: train the run again")
-    summary = {name: math.nan if value is None else value for name, value in summary.items()}
-    curve = _curve(workdir, lines, tokens, summary["flops_per_token"])
+    curve = _curve(workdir, lines, flops_per_step(config, summary))
     if curve[-1].step != summary.get("steps", curve[-1].step):
         raise ValueError(
             f"{workdir}: metrics.jsonl ends at step {curve[-1].step} and summary.json at {summary['steps']}: delete "
@@ -70,36 +58,31 @@ def read_record(workdir: Path) -> Record:
 
 
 def check_same_data(records: Sequence[Record]) -> None:
-    """Raises ValueError where the runs were not trained and evaluated on the same text."""
+    """Raises ValueError where the runs were not trained and evaluated on the same data."""
     first = records[0]
     for record in records:
-        if record.summary["data_sha256"] != first.summary["data_sha256"]:
+        if record.summary[DATA] != first.summary[DATA]:
             raise ValueError(
-                f"{first.name} and {record.name} have different data (data_sha256 in summary.json): their losses do "
-                "not compare; leave one of them out"
+                f"{first.name} and {record.name} have different data ({DATA} in summary.json): their losses do not "
+                "compare; leave one of them out"
             )
 
 
-def _curve(workdir: Path, lines: list[dict[str, Any]], tokens: int, flops_per_token: int) -> list[Point]:
-    """The evaluations among the lines of metrics.jsonl; between two logged steps, time passes evenly."""
-    steps, seconds, evaluations = [0], [0.0], []
+def _curve(workdir: Path, lines: Sequence[Line], step_flops: int | float) -> list[CurvePoint]:
+    """The evaluations among the lines of metrics.jsonl. Between two logged steps, time passes evenly."""
     for line in lines:
-        if "train/tokens_per_second" in line:
-            rate = line["train/tokens_per_second"]
-            if not rate:
-                raise ValueError(
-                    f"{workdir}: metrics.jsonl has train/tokens_per_second {json.dumps(rate)} at step {line['step']}, "
-                    "so the run's time is unknown: leave the run out, or train it again"
-                )
-            seconds.append(seconds[-1] + (line["step"] - steps[-1]) * tokens / rate)
-            steps.append(line["step"])
-        if "eval/loss" in line:
-            evaluations.append((line["step"], math.nan if line["eval/loss"] is None else line["eval/loss"]))
+        if not line.get(STEP_SECONDS, 1.0) > 0:
+            value = "null" if math.isnan(line[STEP_SECONDS]) else line[STEP_SECONDS]
+            raise ValueError(
+                f"{workdir}: metrics.jsonl has {STEP_SECONDS} {value} at step {line['step']}, so the run's time is "
+                "unknown: leave the run out, or train it again"
+            )
+    steps, seconds = training_times(lines)
+    loss = loss_of().metric
+    evaluations = [(int(line["step"]), line[loss]) for line in lines if loss in line]
     if not evaluations:
-        raise ValueError(
-            f"{workdir}: metrics.jsonl has no evaluation (eval/loss): leave the run out, or train it again"
-        )
+        raise ValueError(f"{workdir}: metrics.jsonl has no evaluation ({loss}): leave the run out, or train it again")
     return [
-        Point(step, float(np.interp(step, steps, seconds)), float(step) * tokens * flops_per_token, loss)
-        for step, loss in evaluations
+        CurvePoint(step, float(np.interp(step, steps, seconds)), float(step) * step_flops, float(value))
+        for step, value in evaluations
     ]

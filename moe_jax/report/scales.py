@@ -1,4 +1,4 @@
-"""Where the values of a swept field lie on an axis, and which label stands there."""
+"""Places the values of a swept field on an axis, with their labels."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ ROTATED_FROM = 60  # characters of all labels
 
 
 class Scale(NamedTuple):
-    """One tick a value."""
+    """The axis of a swept field, with one tick for each value."""
 
     label: str
     places: dict[Any, float]  # value, frozen -> position
@@ -24,7 +24,7 @@ class Scale(NamedTuple):
 
     @property
     def aside(self) -> float:
-        """A step that is visible and small beside the width of the axis."""
+        """A distance that is visible, and small beside the width of the axis."""
         return 0.018 * (max(self.ticks) - min(self.ticks))
 
     def apply(self, axis) -> None:
@@ -39,9 +39,10 @@ class Scale(NamedTuple):
 
 
 def scale(field: str, values: Sequence[Any]) -> Scale:
-    """Numbers from 0 on lie by size, by their base-2 logarithm if they span a factor of 8; all else side by side.
+    """The scale of a field with these values.
 
-    On a logarithmic scale, 0 has a place of its own left of the others, and no line runs to it.
+    Numbers from 0 on lie by their size or, if they span a factor of 8, by its base-2 logarithm. All other values stand
+    side by side. On a logarithmic scale, 0 has a place of its own left of the others, and no line runs to it.
     """
     values = list(dict.fromkeys(map(frozen, values)))
     if not is_numeric(values):
@@ -61,7 +62,7 @@ def scale(field: str, values: Sequence[Any]) -> Scale:
 
 
 def is_numeric(values: Sequence[Any]) -> bool:
-    """Whether all values are finite numbers; truth values are none."""
+    """Whether all values are finite numbers; True and False are not."""
     return all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values)
 
 

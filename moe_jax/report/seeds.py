@@ -1,4 +1,4 @@
-"""What a handful of seeds supports: intervals of means, differences between points, and the Pareto front."""
+"""Statistics of a handful of seeds: intervals of means, differences between points, and the Pareto front."""
 
 import itertools
 import math
@@ -103,7 +103,7 @@ def blocked_tukey(losses: Float[np.ndarray, "P S"]) -> list[Difference]:
 
 
 class Scatter(NamedTuple):
-    """How alike the differences of two points scatter over seeds, which `blocked_tukey` takes to be equally."""
+    """How unequally the differences of two points scatter over seeds; `blocked_tukey` takes them to scatter equally."""
 
     least: float  # standard deviation over seeds of the difference that varies least
     most: float
@@ -111,7 +111,7 @@ class Scatter(NamedTuple):
 
 
 def scatter(losses: Float[np.ndarray, "P S"]) -> Scatter:
-    """Of losses as `blocked_tukey` takes them; the p-value by simulation, always from the same draws."""
+    """The scatter of losses, given as to `blocked_tukey`. Its p-value is simulated, always from the same draws."""
     first, second = np.triu_indices(len(losses), k=1)
     deviations = lambda x: np.std(x[first] - x[second], axis=-1, ddof=1)
     ratio = lambda x: np.max(deviations(x)) / np.min(deviations(x))

@@ -1,4 +1,4 @@
-"""A sweep's report: which points are better, which of that the seeds support, and pictures."""
+"""Writes a sweep's report: which points are better, which differences the seeds support, and pictures."""
 
 import os
 from collections.abc import Sequence
@@ -13,15 +13,16 @@ from moe_jax.report.points import CellResult, SweepResults, count_statuses, gath
 from moe_jax.report.records import check_same_data
 from moe_jax.report.savings import baselines
 from moe_jax.report.sweep_plots import figures, front
+from moe_jax.tasks.results import DATA
 
 CHANGES_HELD_OUT = ("data.batch_size", "eval.batches")  # together, the size of the held-out sample
 
 
-def write_report(directory: Path, title: str, cells: Sequence[CellResult], baseline: dict[str, Any] | None) -> Path:
-    """Writes report.md and its pictures into `directory`, each whole or not at all.
+def write_report(workdir: Path, title: str, cells: Sequence[CellResult], baseline: dict[str, Any] | None) -> Path:
+    """Writes report.md and its pictures into `workdir`, each whole or not at all.
 
     Args:
-        directory: is made where there is none.
+        workdir: that of the sweep; it is made where there is none.
         title: the report's heading.
         cells: every cell of the sweep, also those that are not finished.
         baseline: values of some swept fields, or of all: the point that others are measured against.
@@ -48,10 +49,10 @@ def write_report(directory: Path, title: str, cells: Sequence[CellResult], basel
         *(f"![{name.replace('_', ' ')}]({name}.png)" for name in pictures),
         *sweep_tables.unfinished(sweep),
     ]
-    directory.mkdir(parents=True, exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True)
     for name, figure in pictures.items():
-        _write_picture(directory / f"{name}.png", figure)
-    path = directory / "report.md"
+        _write_picture(workdir / f"{name}.png", figure)
+    path = workdir / "report.md"
     draft = path.with_name(f"{path.name}.partial")
     draft.write_text("\n\n".join(sections) + "\n", encoding="utf-8")
     os.replace(draft, path)
@@ -66,7 +67,7 @@ def _summary(sweep: SweepResults) -> str:
     lines = [
         f"{len(sweep.cells)} cells of {len(sweep.points)} points: {count_statuses(sweep.cells)}. "
         f"Seeds finished: {', '.join(map(str, seeds))}. Steps: {length}. "
-        f"Data: {records[0].summary['data_sha256'][:16]} (SHA-256)."
+        f"Data: {records[0].summary[DATA][:16]} (SHA-256)."
     ]
     missing = len(sweep.cells) - len(records)
     if missing:
@@ -75,7 +76,7 @@ def _summary(sweep: SweepResults) -> str:
     if len(sizes) > 1 and any(batches != 0 for _, batches in sizes):
         lines.append(
             "**The points are evaluated on held-out samples of different size (data.batch_size times eval.batches): "
-            "set eval.batches=0 to compare them on the whole held-out text.**"
+            "set eval.batches=0 to compare them on all held-out data.**"
         )
     return "\n\n".join(lines)
 

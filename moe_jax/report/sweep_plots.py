@@ -1,7 +1,7 @@
-"""Pictures of a sweep: seeds are faint dots or lines, means strong ones, bars the 95% bootstrap intervals."""
+"""The pictures of a sweep. Seeds are faint dots or lines, means strong ones, bars the 95% bootstrap intervals."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -12,8 +12,8 @@ from moe_jax.report.points import PointRuns, SweepResults, describe
 from moe_jax.report.records import Record
 from moe_jax.report.scales import is_numeric, scale
 from moe_jax.report.seeds import estimate, pareto
+from moe_jax.tasks.results import LOSS, loss_of, results_of
 
-LOSS = "held-out loss (nats a token)"
 LEGEND_ROWS = 24
 
 
@@ -47,30 +47,27 @@ def _first_numeric(sweep: SweepResults) -> str:
 
 def _loss_against(sweep: SweepResults, field: str) -> Figure:
     figure, axis = _figure(1)
-    _against(axis[0], sweep, field, lambda record: record.summary["eval_loss"])
-    axis[0].set_ylabel(LOSS)
+    _against(axis[0], sweep, field, LOSS)
+    axis[0].set_ylabel(loss_of().axis)
     _legend(figure, axis[0])
     return figure
 
 
 def _routing(sweep: SweepResults, field: str) -> Figure:
-    figure, axes = _figure(2)
-    for axis, name, label in zip(
-        axes,
-        ("dropped_fraction", "max_violation"),
-        ("dropped fraction of assignments, last step", "MaxVio (0 = balanced)"),
-        strict=True,
-    ):
-        _against(axis, sweep, field, lambda record, name=name: record.summary[name])
-        axis.set_ylabel(label)
+    """One panel for each result of kind "routing"."""
+    results = [result for result in results_of() if result.kind == "routing"]
+    figure, axes = _figure(len(results))
+    for axis, result in zip(axes, results, strict=True):
+        _against(axis, sweep, field, result.name)
+        axis.set_ylabel(result.axis)
         top = axis.dataLim.y1 or 1.0
         axis.set_ylim(-0.03 * top, 1.08 * top)
     _legend(figure, axes[0])
     return figure
 
 
-def _against(axis, sweep: SweepResults, field: str, measure: Callable[[Record], float]) -> None:
-    """`measure` over the values of `field`, one line for every combination of the other fields that vary."""
+def _against(axis, sweep: SweepResults, field: str, name: str) -> None:
+    """Draws the result `name` over the values of `field`, with a line for each combination of the other varying fields."""
     x_scale = scale(field, [point.point.get(field) for point in sweep.points])
     others = {other: sweep.names[other] for other in sweep.varying if other != field}
     lines: dict[str, list[PointRuns]] = {}
@@ -81,7 +78,7 @@ def _against(axis, sweep: SweepResults, field: str, measure: Callable[[Record], 
         style = _style(i)
         points.sort(key=lambda point: x_scale.place(point.point.get(field)))
         x = [x_scale.place(point.point.get(field)) for point in points]
-        values = [[measure(record) for record in point.runs.values()] for point in points]
+        values = [[record.summary.get(name, math.nan) for record in point.runs.values()] for point in points]
         for place, dots in zip(x, values, strict=True):
             axis.plot([place - x_scale.aside] * len(dots), dots, ".", color=style["color"], alpha=0.35, markersize=6)
         estimates = np.array([estimate(dots) for dots in values])
@@ -92,7 +89,7 @@ def _against(axis, sweep: SweepResults, field: str, measure: Callable[[Record], 
 
 
 def _means(axis, x: np.ndarray, estimates: np.ndarray, color, label: str = "") -> None:
-    """Markers at the means and bars over the intervals, [points, (mean, low, high)]; without a bar for one seed."""
+    """Draws means and intervals, [points, (mean, low, high)], as markers and bars; a single seed has no bar."""
     mean, low, high = estimates.T
     axis.plot(x, mean, "o", color=color, markersize=5, label=label)
     known = np.isfinite(low)
@@ -101,7 +98,10 @@ def _means(axis, x: np.ndarray, estimates: np.ndarray, color, label: str = "") -
 
 
 def _curves(sweep: SweepResults, column: int, label: str) -> Figure:
-    """Held-out loss over training, against one column of `records.Point`: a line a point, a faint one a seed."""
+    """Held-out loss during training, against one column of `records.CurvePoint`.
+
+    There is a line for each point of the sweep, and a faint one for each seed.
+    """
     figure, (axis,) = _figure(1)
     points = [point for point in sweep.points if point.runs]
     for i, point in enumerate(points):
@@ -118,13 +118,13 @@ def _curves(sweep: SweepResults, column: int, label: str) -> Figure:
         axis.set_ylim(min(last) - margin, max(first) + margin)
     axis.set_xlim(left=0)
     axis.set_xlabel(label)
-    axis.set_ylabel(LOSS)
+    axis.set_ylabel(loss_of().axis)
     _legend(figure, axis)
     return figure
 
 
 def _mean_curve(records: Sequence[Record]) -> np.ndarray:
-    """The mean over runs at the steps at which all were evaluated: [steps, columns of `records.Point`]."""
+    """The mean over runs at the steps at which all were evaluated: [steps, columns of `records.CurvePoint`]."""
     by_step = [{point.step: point for point in record.curve} for record in records]
     common = sorted(set.intersection(*(set(points) for points in by_step)))
     return np.array([np.mean([points[step] for points in by_step], axis=0) for step in common]).reshape(-1, 4)
@@ -149,13 +149,13 @@ def _pareto(sweep: SweepResults) -> Figure:
         *np.array(sorted(corners)).T, color="0.3", lw=1, ls="--", drawstyle="steps-post", label="Pareto front", zorder=0
     )
     axis.set_xlabel("seconds a training step")
-    axis.set_ylabel(LOSS)
+    axis.set_ylabel(loss_of().axis)
     _legend(figure, axis)
     return figure
 
 
 def _figure(panels: int) -> tuple[Figure, list]:
-    figure = Figure(figsize=(6.4 if panels == 1 else 10.5, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4 if panels == 1 else 5.25 * panels, 4.2), layout="constrained")
     axes = list(figure.subplots(1, panels, squeeze=False)[0])
     for axis in axes:
         axis.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""The tables of a sweep's report, each a list of Markdown blocks."""
+"""The tables of a sweep's report. Each function returns a list of Markdown blocks."""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +8,10 @@ from jaxtyping import Float
 
 from moe_jax.report.markdown import rows
 from moe_jax.report.points import PointRuns, SweepResults
+from moe_jax.report.records import Record
 from moe_jax.report.savings import Saving, savings
 from moe_jax.report.seeds import CONFIDENCE, Difference, blocked_tukey, estimate, scatter, tukey
+from moe_jax.tasks.results import Result, loss_of, results_of
 
 ALL_PAIRS_UP_TO = 15  # with more of them, only those with the best point and with the baseline are listed
 BLOCKED = (
@@ -30,7 +32,7 @@ def best(points: Sequence[PointRuns]) -> PointRuns | None:
 def results(sweep: SweepResults) -> list[str]:
     """One row a point, in the order of the grid, the best one marked."""
     fields = list(sweep.names)
-    header = [*fields, "seeds", "held-out loss", "95% interval", "dropped", "MaxVio", "parameters", "FLOPs a token"]
+    header = [*fields, "seeds", loss_of().header, "95% interval", *(result.header for result in _shown())]
     winner = best(sweep.points)
     body = [
         [*(str(point.point.get(field)) for field in fields), *_result(point, point is winner)] for point in sweep.points
@@ -38,32 +40,44 @@ def results(sweep: SweepResults) -> list[str]:
     return [
         "## Results",
         "\n".join(rows([*header, "seconds a step"], body)),
-        "Means over seeds. Held-out loss in nats a token at the end of training; dropped fraction of the last training "
-        "step and MaxVio of the last steps together (log.every of them, or what remains of train.steps after its last "
-        "multiple), means over MoE layers; seconds of training, without compilation and evaluation. "
+        f"Means over seeds. {_meanings()}; seconds of training, without compilation and evaluation. "
         + _about_intervals(sweep),
     ]
+
+
+def _shown() -> list[Result]:
+    """The results that have a column besides the loss: those that were measured, then those that are fixed."""
+    shown = (result for result in results_of() if result.header and result.in_sweeps and result != loss_of())
+    return sorted(shown, key=lambda result: result.kind == "fixed")
+
+
+def _meanings() -> str:
+    text = "; ".join(result.meaning for result in (loss_of(), *_shown()) if result.meaning)
+    return text[:1].upper() + text[1:]
 
 
 def _result(point: PointRuns, winner: bool) -> list[str]:
     seeds = f"{len(point.runs)}" if len(point.runs) == len(point.cells) else f"{len(point.runs)} of {len(point.cells)}"
     if not point.runs:
-        return [seeds, "not finished", *["-"] * 6]
+        return [seeds, "not finished", "-", *("-" for _ in _shown()), "-"]
     records = list(point.runs.values())
     loss = estimate(point.losses)
     diverged = sum(not math.isfinite(value) for value in point.losses)
-    text = f"diverged ({diverged} of {len(records)})" if diverged else f"{loss.mean:.4f}"
-    summary = records[0].summary
+    text = f"diverged ({diverged} of {len(records)})" if diverged else loss_of().text(loss.mean)
     return [
         seeds,
         f"**{text}** (best)" if winner else text,
         f"{loss.low:.4f} to {loss.high:.4f}" if math.isfinite(loss.low) else "-",
-        f"{np.mean([record.summary['dropped_fraction'] for record in records]):.2%}",
-        f"{np.mean([record.summary['max_violation'] for record in records]):.2f}",
-        f"{summary['total_params']:,}",
-        f"{summary['flops_per_token']:,}",
+        *(_mean(result, records) for result in _shown()),
         f"{np.mean([record.step_seconds for record in records]):.3g}",
     ]
+
+
+def _mean(result: Result, records: Sequence[Record]) -> str:
+    """The mean of a result over the runs; "-" where a run does not have it, as one trained before it was there."""
+    values = [record.summary.get(result.name) for record in records]
+    known = [value for value in values if value is not None]
+    return result.text(float(np.mean(known)) if len(known) == len(values) else None)
 
 
 def _about_intervals(sweep: SweepResults) -> str:
@@ -82,7 +96,7 @@ def _about_intervals(sweep: SweepResults) -> str:
 def differences(sweep: SweepResults, against: Sequence[PointRuns | None] | None) -> list[str]:
     """Tukey's test of all pairs of points that have at least two seeds, none of them diverged.
 
-    Blocked by seed where all these points have the same seeds: runs of one seed have the same data order.
+    It is blocked by seed where all these points have the same seeds, since runs of one seed have the same data order.
     """
     heading = "## Which differences the seeds support"
     diverged = [point.label for point in sweep.points if point.runs and not point.comparable]
@@ -126,7 +140,7 @@ def _pairs(
     sweep: SweepResults, tested: list[PointRuns], pairs: list[Difference], against: Sequence[PointRuns | None] | None
 ) -> list[str]:
     labels = [point.label for point in tested]
-    references = {id(tested[i]): set() for i in range(len(tested))}
+    references: dict[int, set[int]] = {id(point): set() for point in tested}
     winner = best(tested)
     for point, baseline in zip(sweep.points, against or [None] * len(sweep.points), strict=True):
         if id(point) in references:
@@ -162,7 +176,7 @@ def _pairs(
 
 
 def needs(sweep: SweepResults, against: Sequence[PointRuns | None]) -> list[str]:
-    """What each point needs to reach its baseline's final held-out loss."""
+    """How many times fewer steps and FLOPs, and less time, each point needs to reach its baseline's final loss."""
     distinct = {id(baseline): baseline for baseline in against if baseline is not None}
     body = []
     for point, baseline in zip(sweep.points, against, strict=True):
@@ -196,6 +210,6 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def unfinished(sweep: SweepResults) -> list[str]:
-    """The cells that the figures do not hold, and why."""
+    """The cells that no figure includes, and why."""
     body = [[cell.name, cell.status, cell.error or "-"] for cell in sweep.cells if cell.status != "finished"]
     return ["## Cells that are not finished", "\n".join(rows(["cell", "status", "error"], body))] if body else []

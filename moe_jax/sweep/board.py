@@ -1,5 +1,5 @@
-"""The live table of a sweep in the terminal, below a line for every cell that failed; elsewhere a line for every cell
-that starts or ends.
+"""Shows how far a sweep is: in a terminal a live table below a line for every cell that failed, elsewhere a line for
+every cell that starts or ends.
 """
 
 import time
@@ -10,24 +10,27 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from moe_jax.journal.metrics import last_line
 from moe_jax.journal.progress import duration, quantity
+from moe_jax.journal.reading import newest_values
 from moe_jax.sweep.cells import Cell
 from moe_jax.sweep.ledger import FAILED, FINISHED, Ledger
 from moe_jax.sweep.scheduler import Running, Scheduler
+from moe_jax.tasks.results import Result, results_of
 
 REFRESH_SECONDS = 1.0
 ROWS = 30
 LEFT = ("cell", "status")
-WIDTHS = {"status": 8, "step": 9, "loss": 6, "held-out": 8, "tokens/s": 8, "time": 6}  # only the name shrinks
+WIDTHS = {"cell": None, "status": 8, "step": 9, "time": 6}  # only the name shrinks
+NUMBER_WIDTH = 6
+SHORTENED_FROM = 1_000  # numbers from here on, as 12k
 STYLES = {FINISHED: "green", FAILED: "red", "running": "cyan"}
 
 
 class Board:
-    """Shows what `scheduler` does; call `refresh` as often as you like."""
+    """Shows what `scheduler` does, with so many workers. `refresh` may be called as often as one likes."""
 
-    def __init__(self, ledger: Ledger, scheduler: Scheduler, slots: int, console: Console | None = None):
-        self._ledger, self._scheduler, self._slots = ledger, scheduler, slots
+    def __init__(self, ledger: Ledger, scheduler: Scheduler, workers: int, console: Console | None = None):
+        self._ledger, self._scheduler, self._workers = ledger, scheduler, workers
         self._console = console or Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._told = {cell.name: ledger.status(cell) for cell in ledger.cells}
@@ -57,12 +60,11 @@ class Board:
         self._tell(status, (FAILED,) if self._live else tuple(status.values()))
 
     def table(self, status: Mapping[str, str], running: Mapping[str, Running]) -> Table:
-        """The cells that run, then those that failed, then the rest, with what they report."""
+        """The cells that run, then those that failed, then the rest, with their newest numbers."""
         table = Table(caption=self._summary(status), caption_justify="left")
-        for name in ("cell", "status", "step", "loss", "held-out", "tokens/s", "time"):
-            table.add_column(
-                name, justify="left" if name in LEFT else "right", no_wrap=True, min_width=WIDTHS.get(name)
-            )
+        for name in ("cell", "status", "step", *(result.running_header for result in _shown()), "time"):
+            width = WIDTHS.get(name, max(NUMBER_WIDTH, len(name)))
+            table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True, min_width=width)
         order = ("running", FAILED)
         rank = lambda cell: order.index(status[cell.name]) if status[cell.name] in order else len(order)
         cells = sorted(self._ledger.cells, key=rank)
@@ -73,15 +75,13 @@ class Board:
         return table
 
     def _row(self, cell: Cell, status: str, running: Running | None) -> list[str]:
-        folder = self._ledger.workdir(cell.name)
-        train, heldout = last_line(folder, "train/loss"), last_line(folder, "eval/loss")
+        shown = _shown()
+        values = newest_values(self._ledger.workdir_of(cell.name), [result.metric for result in shown])
         return [
             cell.name,
             status,
-            f"{int(train.get('step', 0))}/{cell.run.train.steps}",
-            f"{train['train/loss']:.4f}" if train else "",
-            f"{heldout['eval/loss']:.4f}" if heldout else "",
-            quantity(train["train/tokens_per_second"]) if train else "",
+            f"{int(values.get('step', 0))}/{cell.run.train.steps}",
+            *(_number(result, values[result.metric]) if result.metric in values else "" for result in shown),
             duration(time.monotonic() - running.since) if running else "",
         ]
 
@@ -94,10 +94,10 @@ class Board:
         left = len(status) - counts[FINISHED] - counts[FAILED]
         if not done or not left:
             return total
-        return f"{total}; about {duration(left * sum(done) / len(done) / self._slots)} left"
+        return f"{total}; about {duration(left * sum(done) / len(done) / self._workers)} left"
 
     def _tell(self, status: Mapping[str, str], kinds: Collection[str]) -> None:
-        """A line for every cell that has come into a status of `kinds`; it stays above the live table."""
+        """Prints a line for every cell whose status has become one of `kinds`. It stays above the live table."""
         for cell in self._ledger.cells:
             now = status[cell.name]
             if now == self._told[cell.name]:
@@ -111,3 +111,13 @@ class Board:
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _shown() -> list[Result]:
+    """The results that have a column while their cells run."""
+    return [result for result in results_of() if result.running_header]
+
+
+def _number(result: Result, value: int | float) -> str:
+    """A number as the result shows it, shortened where it is large, so that it fits its column."""
+    return quantity(value) if abs(value) >= SHORTENED_FROM else result.show(value)

@@ -1,4 +1,4 @@
-"""The process of one cell: `python -m moe_jax.sweep.cell_process --workdir=SWEEP/cells/NAME`."""
+"""Runs one cell in a process of its own: `python -m moe_jax.sweep.cell_process --workdir=SWEEP/cells/NAME`."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ STOP_WITH_PARENT = flags.DEFINE_bool("stop_with_parent", False, "Checkpoint and 
 
 
 def main() -> int:
-    """Settles the process, then runs the cell."""
+    """Prepares the process as its flags say, then runs the cell; returns the exit code."""
     if STOP_WITH_PARENT.value:
         threading.Thread(target=_stop_with_parent, daemon=True).start()
     if CORES.value:
@@ -24,7 +24,7 @@ def main() -> int:
 
 
 def _stop_with_parent() -> None:
-    """The parent holds the other end of standard input: it ends when the parent does, also by SIGKILL."""
+    """Waits for the end of standard input, which comes when the parent dies, also by SIGKILL: it holds the other end."""
     os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read: at exit the interpreter would find its lock taken, and abort
     os.kill(os.getpid(), signal.SIGTERM)
 

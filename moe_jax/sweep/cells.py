@@ -1,4 +1,4 @@
-"""Cells: the runs of a sweep, named after what distinguishes them, and checked before the first one starts."""
+"""Makes the cells of a sweep, names them after what distinguishes them, and checks them before the first one starts."""
 
 import collections
 import hashlib
@@ -15,19 +15,16 @@ from moe_jax.report.points import matches
 from moe_jax.resolve.resolve import ConfigError, check_field, resolve
 from moe_jax.sweep.derive import with_fields
 from moe_jax.sweep.design import Point, Sweep
+from moe_jax.tasks.results import TERMS
 
 MAX_NAME = 120  # characters
-SAME_TEXT = (  # what held-out losses are losses of
-    *("data.source", "data.weights", "data.text_field", "data.tokenizer", "data.sequence_length"),
-    *("data.holdout_fraction", "data.max_bytes"),
-)
 EVALUATION = ("eval.", "moe.eval_capacity_factor")  # fields that change neither what is trained nor how fast
 
 
 class Cell(NamedTuple):
-    """One run of a sweep."""
+    """One run of a sweep: a point, trained with one seed in a work directory of its own."""
 
-    name: str  # also of its work directory
+    name: str  # its work directory has the same
     point: Point  # the swept fields, without the seed
     derived: Point  # the fields that followed from them
     run: RunConfig
@@ -43,9 +40,9 @@ def make_cells(
 ) -> tuple[list[Cell], dict[str, str]]:
     """The cells that can run, and for those that cannot {name: why}.
 
-    `num_devices`: those that every cell will find; None: as many as its mesh asks for.
+    `num_devices` is how many every cell will find; None means as many as its mesh asks for.
 
-    Raises ValueError for what is wrong with the sweep as a whole: a field that does not exist, no points, a cell twice.
+    Raises ValueError where the sweep as a whole is wrong: it has a field that does not exist, no points, a cell twice.
     """
     points = [dict(point) for point in sweep.points]
     _check(sweep)
@@ -54,7 +51,10 @@ def make_cells(
         before, derived = derived, derive(base, derived)
         for earlier, now in zip(before, derived, strict=True):
             _check_kept(earlier, now)
-    cells, invalid, trained, runs = [], {}, {}, {}
+    cells: list[Cell] = []
+    invalid: dict[str, str] = {}
+    trained: dict[str, str] = {}
+    runs: dict[RunConfig, str] = {}
     for seed in sweep.seeds:  # outside: the whole grid is seen early, and later seeds find their programs compiled
         for point, all_fields in zip(points, derived, strict=False):
             name = name_of({**point, "seed": seed})
@@ -71,12 +71,12 @@ def make_cells(
             followed = {field: value for field, value in all_fields.items() if field not in point}
             cells.append(Cell(name, point, followed, run, trained.get(same_training)))
             trained.setdefault(same_training, name)
-    _check_same_text(cells)
+    _check_same_data(cells)
     return cells, invalid
 
 
 def name_of(fields: Point) -> str:
-    """A name for a file system and for TensorBoard: "capacity_factor=1.25,num_experts=8,seed=0"."""
+    """A name that suits a file system and TensorBoard, as in "capacity_factor=1.25,num_experts=8,seed=0"."""
     name = ",".join(f"{_short(field)}={value}" for field, value in fields.items())
     safe = re.sub(r"[^\w.,=+-]", "_", name, flags=re.ASCII)
     if safe == name and len(name) <= MAX_NAME:
@@ -120,13 +120,13 @@ def _check_kept(earlier: Point, derived: Point) -> None:
             )
 
 
-def _check_same_text(cells: Sequence[Cell]) -> None:
-    """Held-out losses compare on the same text, cut alike."""
-    for name in SAME_TEXT:
+def _check_same_data(cells: Sequence[Cell]) -> None:
+    """Raises ValueError where the cells differ in their data or in how it is cut, since losses would not compare."""
+    for name in TERMS["text"].same:
         values = {str(flatten(cell.run)[name]) for cell in cells}
         if len(values) > 1:
             raise ValueError(
-                f"{name} varies ({', '.join(sorted(values))}), and held-out losses on different text do not compare: "
+                f"{name} varies ({', '.join(sorted(values))}), and held-out losses on different data do not compare: "
                 "make a sweep of each"
             )
 

@@ -1,4 +1,4 @@
-"""Fields that follow from the swept ones, so that cells stay comparable. Each returns a function for `Sweep.derive`."""
+"""Derives fields from the swept ones, so that cells stay comparable. The functions make values for `Sweep.derive`."""
 
 import math
 
@@ -51,9 +51,10 @@ def fixed_group(min_slots: int = 32) -> Derivation:
 
 
 def equal_flops(to: Point, multiple_of: int = 1) -> Derivation:
-    """Sets the feed-forward's hidden size (dense or of each expert) so that the FLOPs per token are those of the base
-    config with the fields `to`: the size nearest to it, a multiple of `multiple_of`. The router counts too, so many
-    experts are paid for with narrower ones.
+    """Sets the hidden size of the feed-forward, dense or of each expert, to equal the FLOPs of another configuration.
+
+    That is the base config with the fields `to`. Of the multiples of `multiple_of`, it takes the size with the nearest
+    FLOPs per token. The router counts too, so that many experts are paid for with narrower ones.
     """
     return _width(to, "flops_per_token", multiple_of)
 
@@ -103,7 +104,7 @@ _ANY_DEVICE = {  # what counts do not depend on, and the base config may have se
 
 
 def _resolved(base: ml_collections.ConfigDict, point: Point) -> RunConfig | None:
-    """None where the point cannot run, or not with the base config's group size."""
+    """The run of the point on one device; None where it cannot run."""
     try:
         return resolve(with_fields(base, {**point, **_ANY_DEVICE}))
     except ConfigError:
@@ -111,11 +112,11 @@ def _resolved(base: ml_collections.ConfigDict, point: Point) -> RunConfig | None
 
 
 def _tokens(run: RunConfig) -> int:
-    """Of a micro-batch."""
+    """The number of tokens in a micro-batch."""
     return run.data.batch_size // run.train.accumulate * run.data.sequence_length
 
 
 def _slots(run: RunConfig, group_size: int) -> int:
-    """Of the MoE layer that has the fewest."""
+    """The slots of an expert, in the MoE layer where they are fewest."""
     slots = lambda moe: capacity(moe.capacity_factor, moe.top_k, group_size, moe.num_experts)
     return min(slots(part.moe) for part in moe_segments(run))

@@ -1,4 +1,4 @@
-"""What a sweep varies: the value that `get_sweep()` of a file in `configs/sweeps/` returns.
+"""Says what a sweep varies: the value that `get_sweep()` of a file in `configs/sweeps/` returns.
 
 Such a file is a config file (`get_config()` is the run that all cells start from) with one function more:
 
@@ -25,7 +25,7 @@ Derivation = Callable[[ml_collections.ConfigDict, list[Point]], list[Point]]
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Every point is run once for every seed."""
+    """A sweep trains every point once with every seed."""
 
     points: Sequence[Point]
     seeds: Sequence[int] = (0,)
@@ -35,7 +35,7 @@ class Sweep:
 
 
 def load_sweep(path: Path) -> Sweep:
-    """The sweep that a config file declares; ValueError if it declares none."""
+    """The sweep that a config file declares. Raises ValueError if it declares none."""
     module = runpy.run_path(str(path))
     if "get_sweep" not in module:
         raise ValueError(f"--config={path} declares no sweep: add get_sweep(), or see configs/sweeps/")
@@ -54,7 +54,10 @@ def grid(values: Mapping[str, Sequence[Any]]) -> list[Point]:
 
 
 def only(sweep: Sweep, condition: str) -> Sweep:
-    """The points that meet a condition "moe.num_experts=1|4|16". ValueError where none does."""
+    """The sweep with only the points that meet a condition "moe.num_experts=1|4|16".
+
+    Raises ValueError where the sweep does not have the field or one of the values.
+    """
     name, _, values = condition.partition("=")
     points = [point for point in sweep.points if str(point.get(name)) in values.split("|")]
     there = sorted({str(point[name]) for point in sweep.points if name in point})
@@ -65,8 +68,10 @@ def only(sweep: Sweep, condition: str) -> Sweep:
 
 
 def narrowed(sweep: Sweep, points: Sequence[Point]) -> Sweep:
-    """The sweep with these of its points. Derived fields stay what they are in the whole sweep, so that the cells are
-    the same ones; a baseline that is not among the points is forgotten.
+    """The sweep with only these of its points.
+
+    Derived fields stay what they are in the whole sweep, so that the cells are the same ones. A baseline that is not
+    among the points is forgotten.
     """
     left_out = [*sweep.left_out, *(point for point in sweep.points if point not in points)]
     kept = sweep.baseline is not None and any(matches(point, sweep.baseline) for point in points)
@@ -106,8 +111,10 @@ class Choice(NamedTuple):
 
 
 def quasi_random(ranges: Mapping[str, Uniform | LogUniform | Choice], num: int, seed: int = 0) -> list[Point]:
-    """`num` points spread evenly over the ranges (a scrambled Halton sequence); the first points of a longer draw are
-    those of a shorter one. Real numbers are rounded to four digits, to be readable in a cell's name.
+    """`num` points that a scrambled Halton sequence spreads evenly over the ranges.
+
+    A longer draw begins with the points of a shorter one. Real numbers are rounded to four digits, to be readable in a
+    cell's name.
     """
     draws = qmc.Halton(len(ranges), scramble=True, seed=seed).random(num)
     readable = lambda value: float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Where cells run: processes on this machine, or jobs of a cluster through submitit."""
+"""Starts cells: as processes on this machine, or as jobs of a cluster through submitit."""
 
 import itertools
 import os
@@ -25,26 +25,27 @@ class Handle(Protocol):
 
 @runtime_checkable
 class Launcher(Protocol):
-    """Starts cells; the scheduler keeps no more than one a slot alive."""
+    """Starts cells. The scheduler gives each worker, 0, 1, ..., one cell at a time."""
 
-    def start(self, workdir: Path, slot: int) -> Handle:
-        """Starts the cell in `workdir`."""
+    def start(self, workdir: Path, worker: int) -> Handle:
+        """Starts the cell in `workdir` on one worker's share of the machine."""
 
 
 class LocalProcesses:
-    """Processes of this machine: slot i gets the i-th part of the CPU cores and of the GPUs. They stop, checkpointed,
-    when this process dies. Raises ValueError where the GPUs do not divide.
+    """Starts cells as processes of this machine. Worker i has the i-th part of the CPU cores and of the GPUs.
+
+    The processes save a checkpoint and stop when this process dies. Raises ValueError where the GPUs do not divide.
     """
 
-    def __init__(self, slots: int):
-        self._slots = slots
+    def __init__(self, workers: int):
+        self._workers = workers
         gpus = visible_gpus(os.environ)
-        self._gpus = [share_of_gpus(slot, slots, gpus) for slot in range(slots)]
+        self._gpus = [share_of_gpus(worker, workers, gpus) for worker in range(workers)]
 
-    def start(self, workdir: Path, slot: int) -> Handle:
+    def start(self, workdir: Path, worker: int) -> Handle:
         """See `Launcher`; output goes to WORKDIR/log.txt."""
         command = [sys.executable, "-m", "moe_jax.sweep.cell_process", f"--workdir={workdir}", "--stop_with_parent"]
-        if cores := share_of_cores(slot, self._slots):
+        if cores := share_of_cores(worker, self._workers):
             command.append(f"--cores={','.join(map(str, cores))}")
         with (workdir / "log.txt").open("ab") as log:
             process = subprocess.Popen(
@@ -52,13 +53,16 @@ class LocalProcesses:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self._gpus[slot]},
+                env={**os.environ, **self._gpus[worker]},
                 start_new_session=True,  # Ctrl-C comes here alone, and is passed on in order
             )
         return _LocalHandle(process)
 
     def count_devices(self) -> int:
-        """JAX devices that a cell will have; asked of a process of its own, so that none is taken here."""
+        """How many JAX devices a cell will have. Another process is asked, so that this one takes none.
+
+        Raises ValueError where JAX does not start.
+        """
         command = [sys.executable, "-c", "import jax; print(jax.device_count())"]
         environment = {**os.environ, **self._gpus[0]}
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -81,13 +85,16 @@ class _LocalHandle:
 
 
 class Submitit:
-    """Jobs that submitit submits: `cluster` is "slurm", or "local" to try the same path without a cluster."""
+    """Starts cells as jobs of submitit. `cluster` is "slurm", or "local" to try the same path without a cluster.
 
-    def __init__(self, cluster: str, folder: Path, parameters: Mapping[str, Any]):
+    Raises ValueError where submitit or the cluster is missing, or it does not know one of the parameters.
+    """
+
+    def __init__(self, cluster: str, directory: Path, parameters: Mapping[str, Any]):
         try:
             import submitit
 
-            self._executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
+            self._executor = submitit.AutoExecutor(folder=str(directory), cluster=cluster)
         except ImportError:
             raise ValueError("--slurm needs submitit: pip install 'moe_jax[slurm]'") from None
         except RuntimeError as error:
@@ -98,8 +105,8 @@ class Submitit:
             reason = str(error).splitlines()[0]
             raise ValueError(f"--slurm: {reason}: see submitit's AutoExecutor.update_parameters") from None
 
-    def start(self, workdir: Path, slot: int) -> Handle:
-        """See `Launcher`; output goes to submitit's folder."""
+    def start(self, workdir: Path, worker: int) -> Handle:
+        """See `Launcher`; output goes to the directory given to submitit."""
         return _JobHandle(self._executor.submit(run_cell, workdir))
 
 
@@ -123,21 +130,23 @@ class _JobHandle:
         self._job.cancel()
 
 
-def share_of_cores(slot: int, slots: int) -> list[int]:
-    """The slot's CPU cores: consecutive ones, disjoint from other slots' where there are enough; [] where the system
-    cannot pin a process.
+def share_of_cores(worker: int, workers: int) -> list[int]:
+    """The worker's CPU cores: consecutive ones, and no other worker's where there are enough.
+
+    [] where the system cannot pin a process.
     """
     if not hasattr(os, "sched_getaffinity"):
         return []
     cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < slots:
-        return [cores[slot % len(cores)]]
-    return cores[slot * len(cores) // slots : (slot + 1) * len(cores) // slots]
+    if len(cores) < workers:
+        return [cores[worker % len(cores)]]
+    return cores[worker * len(cores) // workers : (worker + 1) * len(cores) // workers]
 
 
 def visible_gpus(environment: Mapping[str, str]) -> list[str]:
-    """NVIDIA GPUs of this machine: those of CUDA_VISIBLE_DEVICES (up to the first -1, as CUDA reads it) or, where that
-    is not set, all; none for JAX_PLATFORMS=cpu.
+    """The NVIDIA GPUs of this machine that a process with this environment sees; none with JAX_PLATFORMS=cpu.
+
+    They are those of CUDA_VISIBLE_DEVICES up to the first -1, as CUDA reads it, or all where the variable is not set.
     """
     if environment.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []
@@ -152,14 +161,15 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
     return answer.stdout.split() if answer.returncode == 0 else []
 
 
-def share_of_gpus(slot: int, slots: int, gpus: Sequence[str]) -> dict[str, str]:
-    """The variable that gives the slot its equal part of the GPUs; none where there are none. Raises ValueError where
-    they do not divide.
+def share_of_gpus(worker: int, workers: int, gpus: Sequence[str]) -> dict[str, str]:
+    """The environment variable that gives the worker its equal part of the GPUs; {} where there are none.
+
+    Raises ValueError where the GPUs do not divide over the workers.
     """
-    if len(gpus) % slots:
+    if len(gpus) % workers:
         raise ValueError(
-            f"--processes={slots} does not divide the GPUs of this machine ({', '.join(gpus)}): give a divisor of "
+            f"--processes={workers} does not divide the GPUs of this machine ({', '.join(gpus)}): give a divisor of "
             f"{len(gpus)}, or set JAX_PLATFORMS=cpu"
         )
-    size = len(gpus) // slots
-    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot * size : (slot + 1) * size])} if gpus else {}
+    size = len(gpus) // workers
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[worker * size : (worker + 1) * size])} if gpus else {}

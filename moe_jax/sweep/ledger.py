@@ -1,4 +1,4 @@
-"""What a sweep's directory says: which cells it has, which are done, and with what result.
+"""The files of a sweep's work directory: which cells it has, which are done, and with what results.
 
     sweep.json            the cells and their configurations, written once
     sweep.csv             one row a cell, rewritten whole whenever one ends
@@ -7,59 +7,59 @@
     cells/NAME/           a work directory as train.py makes it, with cell.json (what it is), wall_seconds.json,
                           log.txt and, of a failed cell, failure.json
 
-The truth is in the cells' own directories: a process that dies between two writes loses nothing.
+What a cell's status is follows from the files in its own work directory, so that a process that dies between two writes
+loses nothing.
 """
 
 import contextlib
 import csv
 import fcntl
 import json
+import math
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from moe_jax.journal.workdir import SUMMARY, is_finished, make_writable, write_json
+from moe_jax.journal.reading import CONFIG, read_summary
+from moe_jax.journal.workdir import is_finished, make_writable, write_json
 from moe_jax.report.points import CellResult
 from moe_jax.sweep import failure
 from moe_jax.sweep.cells import Cell
+from moe_jax.tasks.results import columns
 
 FINISHED, FAILED, INTERRUPTED, PENDING = "finished", "failed", "interrupted", "pending"
 SWEEP = "sweep.json"
 CELL = "cell.json"
 WALL = "wall_seconds.json"
 FREE_TO_CHANGE = ("log.", "checkpoint.", "mesh.", "data.cache_dir")  # between two starts of a sweep
-RESULTS = (
-    "steps", "train_loss", "eval_loss", "eval_bits_per_byte", "dropped_fraction", "max_violation", "tokens_per_second",
-    "training_seconds", "startup_seconds", "total_params", "active_params", "flops_per_token", "data_sha256",
-)  # fmt: skip
 
 
 class Ledger:
-    """The directory of one sweep."""
+    """The work directory of one sweep."""
 
-    def __init__(self, directory: Path, cells: Sequence[Cell]):
-        self.directory, self.cells = directory, list(cells)
+    def __init__(self, workdir: Path, cells: Sequence[Cell]):
+        self.workdir, self.cells = workdir, list(cells)
 
-    def workdir(self, name: str) -> Path:
-        """The cell's own work directory."""
-        return self.directory / "cells" / name
+    def workdir_of(self, name: str) -> Path:
+        """The work directory of the cell of that name."""
+        return self.workdir / "cells" / name
 
     def open(self, add_cells: bool) -> None:
-        """Makes the directory this sweep's, or checks that it is. ValueError says what differs from what lies there."""
-        make_writable(self.directory)
-        with locked(self.directory / "sweep.json.lock"):  # shards start at the same time
+        """Makes the work directory this sweep's, or checks that it is. Raises ValueError where it is another one's."""
+        make_writable(self.workdir)
+        with locked(self.workdir / "sweep.json.lock"):  # shards start at the same time
             self._open(add_cells)
 
     def check(self) -> None:
         """Raises ValueError where the directory holds no sweep, or another one."""
-        if not (self.directory / SWEEP).exists():
-            raise ValueError(f"--workdir={self.directory} holds no sweep, and no finished cell: run the sweep first")
+        if not (self.workdir / SWEEP).exists():
+            raise ValueError(f"--workdir={self.workdir} holds no sweep, and no finished cell: run the sweep first")
         self._check(self._before())
 
     def _before(self) -> dict[str, Any]:
-        path = self.directory / SWEEP
+        path = self.workdir / SWEEP
         try:
             return dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
@@ -72,76 +72,76 @@ class Ledger:
         differing = _differences(before, self._now())
         if differing:
             raise ValueError(
-                f"--workdir={self.directory} holds another sweep ({'; '.join(differing)}): choose another directory, "
+                f"--workdir={self.workdir} holds another sweep ({'; '.join(differing)}): choose another directory, "
                 "or set the grid back"
             )
 
     def _open(self, add_cells: bool) -> None:
         now = self._now()
-        before = self._before() if (self.directory / SWEEP).exists() else now
+        before = self._before() if (self.workdir / SWEEP).exists() else now
         self._check(before)
         added = sorted(now.keys() - before.keys())
         if added and not add_cells:
             raise ValueError(
-                f"--workdir={self.directory} holds a smaller sweep, without {_listed(added)}: run with --add_cells to "
+                f"--workdir={self.workdir} holds a smaller sweep, without {_listed(added)}: run with --add_cells to "
                 "add them"
             )
-        write_json(self.directory / SWEEP, now)
+        write_json(self.workdir / SWEEP, now)
         for cell in self.cells:
-            self.workdir(cell.name).mkdir(parents=True, exist_ok=True)
-            write_json(self.workdir(cell.name) / CELL, {"fields": cell.fields(), "twin": cell.twin})
+            self.workdir_of(cell.name).mkdir(parents=True, exist_ok=True)
+            write_json(self.workdir_of(cell.name) / CELL, {"fields": cell.fields(), "twin": cell.twin})
 
     def status(self, cell: Cell) -> str:
-        """From the files of the cell alone."""
-        folder = self.workdir(cell.name)
-        if is_finished(folder, cell.run.train.steps):
+        """Whether the cell is finished, failed, interrupted or pending, from its files alone."""
+        workdir = self.workdir_of(cell.name)
+        if is_finished(workdir, cell.run.train.steps):
             return FINISHED
-        if failure.is_recorded(folder):
+        if failure.is_recorded(workdir):
             return FAILED
-        return INTERRUPTED if (folder / "config.json").exists() else PENDING
+        return INTERRUPTED if (workdir / CONFIG).exists() else PENDING
 
     def error(self, cell: Cell) -> str:
-        """Why a failed cell failed; "" for others."""
+        """Why the cell failed; "" where it did not."""
         try:
-            return failure.read(self.workdir(cell.name)) if self.status(cell) == FAILED else ""
+            return failure.read(self.workdir_of(cell.name)) if self.status(cell) == FAILED else ""
         except FileNotFoundError:  # another shard has just started it again
             return ""
 
     def fail(self, cell: Cell, error: str) -> None:
         """Records that the cell failed, where its own process could not."""
-        failure.record(self.workdir(cell.name), cell.fields(), error)
+        failure.record(self.workdir_of(cell.name), cell.fields(), error)
 
     def forget_failure(self, cell: Cell) -> None:
-        """A failed cell is tried again by the next start of the sweep."""
-        failure.forget(self.workdir(cell.name))
+        """Removes the record of a failure, so that the cell is tried again."""
+        failure.forget(self.workdir_of(cell.name))
 
     def results(self) -> list[CellResult]:
-        """All cells, for the report."""
+        """How all cells ended, for the report."""
         return [
-            CellResult(c.name, c.point, c.run.seed, self.status(c), self.error(c), self.workdir(c.name))
+            CellResult(c.name, c.point, c.run.seed, self.status(c), self.error(c), self.workdir_of(c.name))
             for c in self.cells
         ]
 
     def add_wall_seconds(self, cell: Cell, seconds: float) -> None:
-        """Counts the time of an attempt, from the start of its process to its end."""
-        write_json(self.workdir(cell.name) / WALL, {"seconds": (self.wall_seconds(cell) or 0.0) + seconds})
+        """Adds the seconds of one attempt, from the start of its process to its end."""
+        write_json(self.workdir_of(cell.name) / WALL, {"seconds": (self.wall_seconds(cell) or 0.0) + seconds})
 
     def wall_seconds(self, cell: Cell) -> float | None:
-        """Of all attempts whose end a sweep has seen, in this start and earlier ones; None: unknown."""
+        """The seconds of all attempts whose end a sweep has seen, in this start and earlier ones; None if unknown."""
         try:
-            return float(json.loads((self.workdir(cell.name) / WALL).read_text())["seconds"])
+            return float(json.loads((self.workdir_of(cell.name) / WALL).read_text())["seconds"])
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def write_csv(self) -> None:
-        """Writes sweep.csv anew: rows of cells that ended, also of those that another shard has run."""
-        with locked(self.directory / "sweep.csv.lock"):
-            path = self.directory / "sweep.csv"
+        """Writes sweep.csv anew, with a row for every cell that ended, whichever shard ran it."""
+        with locked(self.workdir / "sweep.csv.lock"):
+            path = self.workdir / "sweep.csv"
             fields = list(dict.fromkeys(name for cell in self.cells for name in cell.point))
-            columns = ["cell", *fields, "seed", "status", "error", *RESULTS, "wall_seconds"]
+            header = ["cell", *fields, "seed", "status", "error", *columns(), "wall_seconds"]
             draft = path.with_suffix(".csv.partial")
             with draft.open("w", newline="") as file:
-                writer = csv.DictWriter(file, columns)
+                writer = csv.DictWriter(file, header)
                 writer.writeheader()
                 for cell in self.cells:
                     if self.status(cell) in (FINISHED, FAILED):
@@ -152,13 +152,17 @@ class Ledger:
         status = self.status(cell)
         row = {"cell": cell.name, **cell.point, "seed": cell.run.seed, "status": status, "error": self.error(cell)}
         if status == FINISHED:
-            summary = json.loads((self.workdir(cell.name) / SUMMARY).read_text())
-            row |= {name: summary.get(name) for name in RESULTS}
+            summary = read_summary(self.workdir_of(cell.name))
+            row |= {name: _empty_if_nan(summary.get(name)) for name in columns()}
         return row | {"wall_seconds": self.wall_seconds(cell)}
 
 
+def _empty_if_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[str]:
-    """Changed fields, once each, and cells that are gone."""
+    """One text for each field that has changed, and one for the cells that are gone."""
     changed: dict[str, str] = {}
     for name in (name for name in now if name in before):
         for field, value in now[name].items():
@@ -174,9 +178,9 @@ def _listed(names: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[TextIO]:
-    """Holds a lock file; with `wait` false raises BlockingIOError, its text the holder, where another process has it.
+    """Holds a lock file, which the system frees when the process dies, however it dies.
 
-    The system lets go of it when the process dies, however it dies.
+    Where another process holds it: waits, or with `wait` false raises BlockingIOError with the holder as its text.
     """
     file = path.open("a+")
     try:

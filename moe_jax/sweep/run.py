@@ -1,4 +1,4 @@
-"""A sweep from its first cell to its report."""
+"""Runs a sweep from its first cell to its report."""
 
 import contextlib
 import dataclasses
@@ -30,7 +30,7 @@ SMOKE = {
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """Every `count`-th cell, from the `index`-th on: one job of a job array."""
+    """One job of a job array: it runs every `count`-th cell, from the `index`-th on."""
 
     index: int = 0
     count: int = 1
@@ -43,7 +43,7 @@ class Shard:
 
 
 def checked_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: int | None) -> list[Cell]:
-    """The sweep's cells; raises ValueError, listing every cell that cannot run, if there is one."""
+    """The sweep's cells. Logs every cell that cannot run, and raises ValueError if there is one."""
     cells, invalid = make_cells(sweep, base, num_devices)
     if invalid:
         for name, why in invalid.items():
@@ -62,8 +62,9 @@ def checked_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: in
 def smoke(
     sweep: Sweep, base: ml_collections.ConfigDict, given: Collection[str] = ()
 ) -> tuple[Sweep, ml_collections.ConfigDict]:
-    """At least four cells spread over the sweep, 20 steps each on the text at hand: does all of it run? Fields that are
-    swept, or `given` on the command line, stay as they are.
+    """A small sweep that shows whether all of it runs: at least four of its cells, 20 steps each, on data at hand.
+
+    Fields that are swept, or `given` on the command line, stay as they are.
     """
     kept = {name for point in sweep.points for name in point}.union(given)
     base = with_fields(base, {name: value for name, value in SMOKE.items() if name not in kept})
@@ -74,14 +75,24 @@ def smoke(
 
 
 def run_sweep(
-    ledger: Ledger, launcher: Launcher, slots: int, *, shard: Shard = Shard(), retries: int = 1, add_cells: bool = False
+    ledger: Ledger,
+    launcher: Launcher,
+    workers: int,
+    *,
+    shard: Shard = Shard(),
+    retries: int = 1,
+    add_cells: bool = False,
 ) -> int:
-    """Runs this shard's cells. Returns the exit code: 0, 1 if a cell failed, 128 + the signal that ended it early."""
+    """Runs this shard's cells, `workers` at a time.
+
+    Returns the exit code: 0, 1 if a cell failed, or 128 + the number of the signal that ended it early. Raises
+    ValueError where the work directory holds another sweep, or one that runs.
+    """
     with _only_one(ledger, shard), StopRequest() as stop:
         ledger.open(add_cells)
         own = shard.of(ledger.cells)
-        scheduler = Scheduler(ledger, launcher, slots, retries)
-        with Board(ledger, scheduler, slots) as board:
+        scheduler = Scheduler(ledger, launcher, workers, retries)
+        with Board(ledger, scheduler, workers) as board:
             scheduler.run(own, stop, board.refresh)
         ledger.write_csv()
     if stop.signal:
@@ -92,28 +103,28 @@ def run_sweep(
 
 def report(ledger: Ledger, title: str, baseline: dict | None) -> Path:
     """Writes the report of the cells that are finished; raises ValueError where none is."""
-    with locked(ledger.directory / "report.lock"):  # shards may end at the same time
-        path = write_report(ledger.directory, title, ledger.results(), baseline)
+    with locked(ledger.workdir / "report.lock"):  # shards may end at the same time
+        path = write_report(ledger.workdir, title, ledger.results(), baseline)
     logging.info("Report: %s", path)
     return path
 
 
 @contextlib.contextmanager
 def _only_one(ledger: Ledger, shard: Shard) -> Iterator[None]:
-    """Shards share the directory; nobody else does."""
-    make_writable(ledger.directory)
+    """Keeps other processes from running cells here, except for other shards of as many."""
+    make_writable(ledger.workdir)
     whole = shard.count == 1
     try:
-        for lock in ledger.directory.glob("shard_*.lock"):
+        for lock in ledger.workdir.glob("shard_*.lock"):
             if not lock.stem.endswith(f"_of_{shard.count}") and is_held(lock):
                 raise BlockingIOError(f"{lock.stem}: a directory has shards of one count")
         with (
-            locked(ledger.directory / "sweep.lock", shared=not whole, wait=False),
-            locked(ledger.directory / f"shard_{shard.index}_of_{shard.count}.lock", wait=False),
+            locked(ledger.workdir / "sweep.lock", shared=not whole, wait=False),
+            locked(ledger.workdir / f"shard_{shard.index}_of_{shard.count}.lock", wait=False),
         ):
             yield
     except BlockingIOError as held:
         raise ValueError(
-            f"--workdir={ledger.directory}: another sweep runs here ({held or 'a shard'}): wait for it, or choose "
+            f"--workdir={ledger.workdir}: another sweep runs here ({held or 'a shard'}): wait for it, or choose "
             "another directory"
         ) from None

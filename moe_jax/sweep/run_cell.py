@@ -1,4 +1,4 @@
-"""One cell: trains what its cell.json describes. An error is recorded in failure.json, beside the run."""
+"""Trains one cell, as its cell.json describes it. An error is recorded in failure.json, beside the run."""
 
 import json
 import shutil
@@ -7,46 +7,50 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from moe_jax.journal import workdir
+from moe_jax.journal.reading import CONFIG, METRICS
 from moe_jax.resolve.resolve import restore
 from moe_jax.sweep import failure
 from moe_jax.sweep.ledger import CELL, is_held, locked
+from moe_jax.tasks.results import loss_of
 from moe_jax.train.loop import train
 
 
-def run_cell(directory: Path) -> int:
-    """Trains the cell in `directory`; returns the exit code of `train`. Waits where another process is still at it."""
-    lock = directory / "cell.lock"
+def run_cell(workdir: Path) -> int:
+    """Trains the cell in `workdir` and returns the exit code of `train`.
+
+    Where another process still works on the cell, it waits for that to end. Raises what `train` raises, recorded.
+    """
+    lock = workdir / "cell.lock"
     if is_held(lock):
-        logging.info("Another process is at this cell; waiting for its end")
+        logging.info("Another process works on this cell; waiting for its end")
     with locked(lock):
-        cell = json.loads((directory / CELL).read_text())
-        _share_compiled_programs(directory.parent.parent / "compiled")
+        cell = json.loads((workdir / CELL).read_text())
+        _share_compiled_programs(workdir.parent.parent / "compiled")
         try:
             run = restore(cell["fields"], jax.device_count())
             if cell["twin"]:
-                adopt(directory.parent / cell["twin"], directory)
-            return train(run, directory)
+                adopt(workdir.parent / cell["twin"], workdir)
+            return train(run, workdir)
         except Exception as error:
             message = " ".join(str(error).split()) or type(error).__name__
-            failure.record(directory, cell["fields"], message)
+            failure.record(workdir, cell["fields"], message)
             raise
 
 
-def adopt(twin: Path, directory: Path) -> None:
-    """Starts an empty cell from the finished training of its twin: what is left to do is the last evaluation.
+def adopt(twin: Path, workdir: Path) -> None:
+    """Starts an empty cell from the finished training of its twin, so that the last evaluation alone is left to do.
 
-    The twin's evaluations during training stay with it: they were made by its own rules.
+    The evaluations that the twin made during training are not copied, since it evaluates in another way.
     """
-    if (directory / workdir.CONFIG).exists():
+    if (workdir / CONFIG).exists():
         return
-    shutil.copytree(twin / "checkpoints", directory / "checkpoints", dirs_exist_ok=True)
-    lines = (twin / "metrics.jsonl").read_text().splitlines()
-    kept = [line for line in lines if "eval/loss" not in json.loads(line)]
-    (directory / "metrics.jsonl").write_text("".join(f"{line}\n" for line in kept))
+    shutil.copytree(twin / "checkpoints", workdir / "checkpoints", dirs_exist_ok=True)
+    lines = (twin / METRICS).read_text().splitlines()
+    kept = [line for line in lines if loss_of().metric not in json.loads(line)]
+    (workdir / METRICS).write_text("".join(f"{line}\n" for line in kept))
 
 
-def _share_compiled_programs(folder: Path) -> None:
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+def _share_compiled_programs(directory: Path) -> None:
+    jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

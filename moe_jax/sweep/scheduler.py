@@ -1,4 +1,7 @@
-"""Which cell runs when: a queue, a number of slots, and what to do when a cell ends."""
+"""Decides which cell runs when: a queue, a number of workers, and what happens when a cell ends.
+
+A worker runs one cell at a time, on its own share of the machine or as one job of a cluster.
+"""
 
 import signal
 import time
@@ -15,7 +18,7 @@ STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run tha
 
 
 class Running(NamedTuple):
-    """A cell in its slot."""
+    """A cell that a worker runs."""
 
     cell: Cell
     handle: Handle
@@ -25,20 +28,21 @@ class Running(NamedTuple):
 class Scheduler:
     """Runs cells, each until it is finished or has failed.
 
-    A cell that was killed (out of memory, a lost node) is started again, `retries` times; one that raised an error is
-    not. A cell with a twin waits for it, and fails with it.
+    A cell that was killed (out of memory, a lost node) is started again, up to `retries` times. One that raised an
+    error is not. A cell with a twin waits for it, and fails with it.
     """
 
-    def __init__(self, ledger: Ledger, launcher: Launcher, slots: int, retries: int):
+    def __init__(self, ledger: Ledger, launcher: Launcher, workers: int, retries: int):
         self._ledger, self._launcher, self._retries = ledger, launcher, retries
-        self._free = list(range(slots))
+        self._free = list(range(workers))
         self._attempts: dict[str, int] = {}
         self.running: dict[int, Running] = {}
         self.wall_seconds: dict[str, float] = {}  # by cell, all attempts of this start
 
     def run(self, cells: Sequence[Cell], stop: StopRequest, watch: Callable[[], None]) -> None:
-        """Runs the `cells` that are not finished; `watch` is called several times a second. On a stop request the
-        running ones are asked to checkpoint, and waited for.
+        """Runs the `cells` that are not finished, and calls `watch` several times a second.
+
+        On a stop request it asks the running ones to save a checkpoint, and waits for them.
         """
         waiting = [cell for cell in cells if self._ledger.status(cell) != FINISHED]
         for cell in waiting:
@@ -49,20 +53,20 @@ class Scheduler:
                 asked = True
                 for running in self.running.values():
                     running.handle.stop()
-            while self._free and not stop.signal and (cell := self._next(waiting)):
-                waiting.remove(cell)
-                self._start(cell)
+            while self._free and not stop.signal and (startable := self._next(waiting)):
+                waiting.remove(startable)
+                self._start(startable)
             watch()
             time.sleep(POLL_SECONDS)
-            for slot, running in list(self.running.items()):
+            for worker, running in list(self.running.items()):
                 code = running.handle.poll()
                 if code is not None:
-                    waiting += self._ended(slot, running, code, retry=not asked)
+                    waiting += self._ended(worker, running, code, retry=not asked)
                     self._ledger.write_csv()
         watch()
 
     def _next(self, waiting: list[Cell]) -> Cell | None:
-        """The first cell that can start now; a cell whose twin failed is failed and left out."""
+        """The first cell that can start now, if there is one. A cell whose twin failed fails, and leaves the queue."""
         by_name = {cell.name: cell for cell in self._ledger.cells}
         busy = {running.cell.name for running in self.running.values()} | {cell.name for cell in waiting}
         for cell in list(waiting):
@@ -75,20 +79,20 @@ class Scheduler:
         return None
 
     def _start(self, cell: Cell) -> None:
-        slot = self._free.pop(0)
+        worker = self._free.pop(0)
         self._attempts[cell.name] = self._attempts.get(cell.name, 0) + 1
         try:
-            handle = self._launcher.start(self._ledger.workdir(cell.name), slot)
-        except Exception as error:  # of the system or of submitit: the rest goes on
-            self._free.append(slot)
+            handle = self._launcher.start(self._ledger.workdir_of(cell.name), worker)
+        except Exception as error:  # the system or submitit refuses: the other cells go on
+            self._free.append(worker)
             self._ledger.fail(cell, f"could not be started: {error}")
             return
-        self.running[slot] = Running(cell, handle, time.monotonic())
+        self.running[worker] = Running(cell, handle, time.monotonic())
 
-    def _ended(self, slot: int, running: Running, code: int, retry: bool) -> list[Cell]:
-        """Frees the slot and records the end; returns the cell if it is to be tried again."""
-        del self.running[slot]
-        self._free.append(slot)
+    def _ended(self, worker: int, running: Running, code: int, retry: bool) -> list[Cell]:
+        """Frees the worker and records the end; returns the cell if it is to be tried again."""
+        del self.running[worker]
+        self._free.append(worker)
         cell = running.cell
         seconds = time.monotonic() - running.since
         self.wall_seconds[cell.name] = self.wall_seconds.get(cell.name, 0.0) + seconds

@@ -11,8 +11,10 @@ from absl import logging
 from moe_jax.config.schema import RunConfig, flatten
 from moe_jax.data import train_iterator
 from moe_jax.journal import workdir
-from moe_jax.journal.metrics import MetricsWriter, last_line, training_seconds
+from moe_jax.journal.hparams import hparams
+from moe_jax.journal.metrics import MetricsWriter
 from moe_jax.journal.progress import Progress
+from moe_jax.journal.reading import last_line, training_seconds
 from moe_jax.parallel.hardware import peak_flops
 from moe_jax.resolve.counting import count
 from moe_jax.resolve.describe import describe, markdown, warn
@@ -54,7 +56,7 @@ def train(run: RunConfig, directory: Path) -> int:
             return 0
         workdir.claim(directory, run, setup.corpus.sha256)
         with MetricsWriter(directory, first) as writer:
-            writer.hparams(report.hparams(flatten(run)), report.HPARAMS_METRICS)
+            writer.hparams(hparams(flatten(run)), report.HPARAMS_METRICS)
             writer.text(first, "config", markdown(run))
             _Loop(setup, state, data, checkpoints, writer, stop, directory).run_to_end()
     if stop.signal:

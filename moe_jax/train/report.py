@@ -11,17 +11,11 @@ from moe_jax.journal.figures import expert_load_image
 from moe_jax.journal.metrics import MetricsWriter
 from moe_jax.moe.stats import PROBABILITY_BINS
 from moe_jax.resolve.counting import count
+from moe_jax.tasks.results import hparams_metrics
 from moe_jax.train.evaluation import Evaluation
 from moe_jax.train.step import StepMetrics
 
-HPARAMS_METRICS = (
-    "eval_loss",
-    "eval_bits_per_byte",
-    "train_loss",
-    "tokens_per_second",
-    "dropped_fraction",
-    "max_violation",
-)
+HPARAMS_METRICS = hparams_metrics("text")
 
 
 def scalars(metrics: StepMetrics) -> dict[str, float]:
@@ -63,13 +57,6 @@ def write_pictures(writer: MetricsWriter, step: int, metrics: StepMetrics) -> No
     edges = np.linspace(0, 1, PROBABILITY_BINS + 1)
     for layer, counts in enumerate(metrics.routing.probability_histogram):
         writer.histogram(step, f"moe/probability_layer_{layer}", edges, counts)
-
-
-def hparams(values: dict[str, Any]) -> dict[str, bool | int | float | str]:
-    """Flattened configuration values as TensorBoard's HParams plugin takes them."""
-    return {
-        name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in values.items()
-    }
 
 
 @dataclasses.dataclass

@@ -62,19 +62,19 @@ def summary(cell):
     return {"steps": cell.run.train.steps, **numbers, **sizes, "data_sha256": "0" * 64}
 
 
-def finish(directory, cell):
+def finish(workdir, cell):
     """What a finished cell leaves, as far as the ledger reads it."""
-    (directory / "config.json").write_text("{}")
-    (directory / "summary.json").write_text(json.dumps(summary(cell)))
+    (workdir / "config.json").write_text("{}")
+    (workdir / "summary.json").write_text(json.dumps(summary(cell)))
 
 
-def write_text(folder):
+def write_text(directory):
     """Ten documents."""
     random = np.random.RandomState(0)
-    folder.mkdir()
+    directory.mkdir()
     for i in range(10):
-        (folder / f"{i}.txt").write_text(" ".join(random.choice(WORDS, 60)))
-    return folder
+        (directory / f"{i}.txt").write_text(" ".join(random.choice(WORDS, 60)))
+    return directory
 
 
 def write_config(path, fields, sweep):
@@ -133,24 +133,26 @@ def error_line(output):
     return line
 
 
-def lines(directory):
-    """Whole lines of metrics.jsonl."""
-    path = directory / "metrics.jsonl"
+def lines(workdir):
+    """The whole lines of metrics.jsonl."""
+    path = workdir / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
 
 
-def newest_step(directory):
+def newest_step(workdir):
     """0 before the first."""
-    return max((line["step"] for line in lines(directory)), default=0)
+    return max((line["step"] for line in lines(workdir)), default=0)
 
 
-def saved_steps(directory):
-    """Steps with a whole checkpoint."""
-    folder = directory / "checkpoints"
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.exists() else []
+def saved_steps(workdir):
+    """The steps that have a whole checkpoint."""
+    checkpoints = workdir / "checkpoints"
+    return (
+        sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit()) if checkpoints.exists() else []
+    )
 
 
-def kill_cell(directory):
+def kill_cell(workdir):
     """SIGKILL for the process that works in a cell: its lock names it."""
-    words = (directory / "cell.lock").read_text().split()
+    words = (workdir / "cell.lock").read_text().split()
     os.kill(int(words[1]), signal.SIGKILL)

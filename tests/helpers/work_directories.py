@@ -16,14 +16,14 @@ SUMMARY = {
 
 
 def write_run(workdir, losses, speed=50.0, config=None, **summary):
-    """A finished run at `speed` tokens a second whose held-out losses were `losses`; None where it had diverged."""
+    """A finished run at `speed` tokens a second whose held-out losses were `losses`, None where it had diverged."""
     workdir.mkdir(parents=True)
     config = {"data.batch_size": 2, "data.sequence_length": 5, **(config or {})}
     (workdir / "config.json").write_text(json.dumps(config))
     (workdir / "summary.json").write_text(json.dumps({**SUMMARY, "eval_loss": losses[-1], **summary}))
     lines = []
     for i, loss in enumerate(losses, start=1):
-        lines.append({"step": 10 * i, "train/loss": loss, "train/tokens_per_second": speed})
+        lines.append({"step": 10 * i, "train/loss": loss, "train/step_seconds": 10 / speed})
         lines.append({"step": 10 * i, "eval/loss": loss})
     write_metrics(workdir, lines)
     return workdir

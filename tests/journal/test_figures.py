@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 
+from moe_jax.journal import figures
 from moe_jax.journal.figures import expert_load_image
 
 
@@ -54,3 +55,9 @@ def test_experts_that_a_layer_does_not_have_are_grey():
 def test_leaves_pyplot_alone():
     check = "import sys, moe_jax.journal.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_text_is_legible_where_tensorboard_shows_the_image_300_pixels_wide():
+    height_in_pixels = figures.FONT_SIZE / 72 / figures.WIDTH * 300
+    assert height_in_pixels > 12
+    assert all(len(figures._ticks(count)) <= 5 for count in range(1, 300))

@@ -38,8 +38,8 @@ ALLOWED = {
 }
 
 
-def content(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def content(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from work_directories import write_metrics, write_run
 
 from moe_jax.report.compare import compare, plot, reaches, table
-from moe_jax.report.records import Point, read_record
+from moe_jax.report.records import CurvePoint, read_record
 
 
 def records(*workdirs):
@@ -14,27 +14,27 @@ def records(*workdirs):
 
 def test_a_record_adds_up_steps_seconds_and_flops(tmp_path):
     record = read_record(write_run(tmp_path / "run", [3.0, 2.0], speed=50.0))
-    assert record.curve == [Point(10, 2.0, 700.0, 3.0), Point(20, 4.0, 1400.0, 2.0)]
+    assert record.curve == [CurvePoint(10, 2.0, 700.0, 3.0), CurvePoint(20, 4.0, 1400.0, 2.0)]
     assert record.step_seconds == 0.2
 
 
 def test_time_passes_evenly_between_two_logged_steps(tmp_path):
     workdir = write_run(tmp_path / "run", [3.0])
-    speeds = [{"step": 20, "train/tokens_per_second": 50.0}, {"step": 40, "train/tokens_per_second": 100.0}]
+    speeds = [{"step": 20, "train/step_seconds": 0.2}, {"step": 40, "train/step_seconds": 0.1}]
     evaluations = [{"step": step, "eval/loss": 1.0} for step in (10, 30, 40)]
     write_metrics(workdir, sorted(speeds + evaluations, key=lambda line: line["step"]))
     assert [point.seconds for point in read_record(workdir).curve] == [2.0, 5.0, 6.0]
 
 
 def test_the_point_of_reaching_a_loss_is_interpolated():
-    curve = [Point(10, 1.0, 100.0, 3.0), Point(20, 2.0, 200.0, 2.0), Point(30, 3.0, 300.0, 1.8)]
-    assert reaches(curve, 2.25) == pytest.approx(Point(17.5, 1.75, 175.0, 2.25))
+    curve = [CurvePoint(10, 1.0, 100.0, 3.0), CurvePoint(20, 2.0, 200.0, 2.0), CurvePoint(30, 3.0, 300.0, 1.8)]
+    assert reaches(curve, 2.25) == pytest.approx(CurvePoint(17.5, 1.75, 175.0, 2.25))
     assert reaches(curve, 3.5).step == 10  # already there at the first evaluation
     assert reaches(curve, 1.0) is None
 
 
 def test_a_loss_is_not_interpolated_from_one_that_is_not_a_number():
-    curve = [Point(10, 1.0, 100.0, 3.0), Point(20, 2.0, 200.0, math.nan), Point(30, 3.0, 300.0, 1.5)]
+    curve = [CurvePoint(10, 1.0, 100.0, 3.0), CurvePoint(20, 2.0, 200.0, math.nan), CurvePoint(30, 3.0, 300.0, 1.5)]
     assert reaches(curve, 2.0) == curve[2]
     assert reaches(curve, math.nan) is None
 
@@ -130,9 +130,9 @@ def test_an_unfinished_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([{"step": 10, "train/tokens_per_second": 50.0}], "metrics.jsonl has no evaluation"),
-        ([{"step": 10, "train/tokens_per_second": None}], "has train/tokens_per_second null at step 10, .* unknown"),
-        ([{"step": 10, "train/tokens_per_second": 0.0}], "has train/tokens_per_second 0.0 at step 10, .* unknown"),
+        ([{"step": 10, "train/step_seconds": 0.2}], "metrics.jsonl has no evaluation"),
+        ([{"step": 10, "train/step_seconds": None}], "has train/step_seconds null at step 10, .* unknown"),
+        ([{"step": 10, "train/step_seconds": 0.0}], "has train/step_seconds 0.0 at step 10, .* unknown"),
     ],
 )
 def test_metrics_without_times_or_evaluations_are_refused(tmp_path, lines, message):

@@ -38,7 +38,7 @@ def test_unfinished_cells_stay_with_their_points(tmp_path):
 
 def test_a_finished_cell_that_cannot_be_read_has_failed(tmp_path):
     broken = cell(tmp_path, {"a.b": 2}, 0, [2.0])
-    (broken.directory / "metrics.jsonl").unlink()
+    (broken.workdir / "metrics.jsonl").unlink()
     sweep = gather([cell(tmp_path, {"a.b": 1}, 0, [2.0]), broken])
     assert sweep.cells[1].status == "failed"
     assert "holds no finished run" in sweep.cells[1].error

@@ -65,8 +65,8 @@ def test_a_row_sums_up_the_seeds_of_a_point(grid, tmp_path):
 
 
 def test_the_summary_counts_cells_and_the_unfinished_are_listed(grid, tmp_path):
-    path = write_report(tmp_path / "new" / "folder", "Grid", grid, None)
-    assert path == tmp_path / "new" / "folder" / "report.md"
+    path = write_report(tmp_path / "new" / "sweep", "Grid", grid, None)
+    assert path == tmp_path / "new" / "sweep" / "report.md"
     text = path.read_text()
     assert text.startswith("# Grid\n")
     assert "9 cells of 4 points: 7 finished, 1 failed, 1 pending. Seeds finished: 0, 1. Steps: 20. Data: same" in text

@@ -31,7 +31,7 @@ def ledger(tmp_path):
 class Nowhere:
     """A launcher, as the board needs none."""
 
-    def start(self, workdir, slot):
+    def start(self, workdir, worker):
         raise AssertionError
 
 
@@ -40,7 +40,7 @@ class Screen:
 
     def __init__(self, ledger, terminal):
         self.ledger, self.output = ledger, io.StringIO()
-        scheduler = Scheduler(ledger, Nowhere(), slots=2, retries=0)
+        scheduler = Scheduler(ledger, Nowhere(), workers=2, retries=0)
         self.running, self.wall_seconds = scheduler.running, scheduler.wall_seconds
         console = Console(file=self.output, force_terminal=terminal, width=140, color_system=None)
         self.board = Board(ledger, scheduler, 2, console)
@@ -51,7 +51,7 @@ class Screen:
     def finish(self, index):
         del self.running[index]
         cell = self.ledger.cells[index]
-        finish(self.ledger.workdir(cell.name), cell)
+        finish(self.ledger.workdir_of(cell.name), cell)
         self.wall_seconds[cell.name] = 60.0
 
     def fail(self, index, error):
@@ -68,7 +68,7 @@ class Screen:
 
 
 def log(ledger, index, *values):
-    path = ledger.workdir(NAMES[index]) / "metrics.jsonl"
+    path = ledger.workdir_of(NAMES[index]) / "metrics.jsonl"
     path.write_text("".join(f"{json.dumps(value)}\n" for value in values))
     return path
 

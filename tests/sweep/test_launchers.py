@@ -12,17 +12,17 @@ from moe_jax.sweep.ledger import Ledger
 
 
 @pytest.mark.parametrize(
-    "slots, shares",
+    "workers, shares",
     [(1, [[0, 1, 4, 5, 6]]), (2, [[0, 1], [4, 5, 6]]), (5, [[0], [1], [4], [5], [6]])],
 )
-def test_slots_share_the_cores_that_this_process_may_use(monkeypatch, slots, shares):
+def test_workers_share_the_cores_that_this_process_may_use(monkeypatch, workers, shares):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {6, 0, 4, 1, 5}, raising=False)
-    assert [share_of_cores(slot, slots) for slot in range(slots)] == shares
+    assert [share_of_cores(worker, workers) for worker in range(workers)] == shares
 
 
-def test_more_slots_than_cores_take_turns(monkeypatch):
+def test_more_workers_than_cores_take_turns(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
-    assert [share_of_cores(slot, 3) for slot in range(3)] == [[0], [1], [0]]
+    assert [share_of_cores(worker, 3) for worker in range(3)] == [[0], [1], [0]]
 
 
 def test_a_system_without_pinning_is_left_alone(monkeypatch):
@@ -30,9 +30,9 @@ def test_a_system_without_pinning_is_left_alone(monkeypatch):
     assert share_of_cores(0, 2) == []
 
 
-def test_slots_share_the_gpus():
+def test_workers_share_the_gpus():
     assert share_of_gpus(1, 2, list("4567")) == {"CUDA_VISIBLE_DEVICES": "6,7"}
-    assert [share_of_gpus(slot, 4, list("4567"))["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == list("4567")
+    assert [share_of_gpus(worker, 4, list("4567"))["CUDA_VISIBLE_DEVICES"] for worker in range(4)] == list("4567")
     assert share_of_gpus(1, 2, []) == {}
 
 
@@ -78,8 +78,8 @@ def test_a_cell_finds_its_own_gpus_in_its_environment(machine_with_gpus, tmp_pat
     write_program(tmp_path / "python", f'echo "$CUDA_VISIBLE_DEVICES" >> {seen}')
     machine_with_gpus.setattr("sys.executable", str(tmp_path / "python"))
     launcher = LocalProcesses(2)
-    for slot in (0, 1):
-        handle = launcher.start(tmp_path, slot)
+    for worker in (0, 1):
+        handle = launcher.start(tmp_path, worker)
         while handle.poll() is None:
             time.sleep(0.01)
     assert seen.read_text().split() == ["0,1", "2,3"]
@@ -89,7 +89,7 @@ def test_the_devices_counted_are_those_of_one_cell(machine_with_gpus, tmp_path):
     """The process is a stand-in that counts the GPUs it sees, as JAX would."""
     write_program(tmp_path / "python", 'echo "$CUDA_VISIBLE_DEVICES" | tr , "\\n" | wc -l')
     machine_with_gpus.setattr("sys.executable", str(tmp_path / "python"))
-    assert [LocalProcesses(slots).count_devices() for slots in (1, 2)] == [4, 2]
+    assert [LocalProcesses(workers).count_devices() for workers in (1, 2)] == [4, 2]
 
 
 def test_a_jax_that_does_not_start_is_one_line(monkeypatch):
@@ -109,7 +109,7 @@ def cell(tmp_path, monkeypatch):
     fields = {"data.source": f"text:{text}", "data.cache_dir": str(tmp_path / "cache")}
     ledger = Ledger(tmp_path / "sweep", cells_of([{}], fields=fields))
     ledger.open(add_cells=False)
-    return ledger.workdir(ledger.cells[0].name)
+    return ledger.workdir_of(ledger.cells[0].name)
 
 
 def end(handle):

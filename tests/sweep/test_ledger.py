@@ -20,32 +20,32 @@ def ledger(tmp_path):
 
 
 def rows(ledger):
-    with (ledger.directory / "sweep.csv").open(newline="") as file:
+    with (ledger.workdir / "sweep.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def other(ledger, points=POINTS, fields=None, seeds=(0,)):
     """A sweep on the same directory."""
-    return Ledger(ledger.directory, cells_of(points, seeds, fields))
+    return Ledger(ledger.workdir, cells_of(points, seeds, fields))
 
 
 def test_a_status_follows_from_the_cells_files(ledger):
-    cell, (folder, *_) = ledger.cells[0], [ledger.workdir(name) for name in NAMES]
+    cell, (workdir, *_) = ledger.cells[0], [ledger.workdir_of(name) for name in NAMES]
     assert ledger.status(cell) == "pending"
-    (folder / "config.json").write_text("{}")
+    (workdir / "config.json").write_text("{}")
     assert ledger.status(cell) == "interrupted"
     ledger.fail(cell, "no memory")
     assert (ledger.status(cell), ledger.error(cell)) == ("failed", "no memory")
     ledger.forget_failure(cell)
     assert (ledger.status(cell), ledger.error(cell)) == ("interrupted", "")
-    finish(folder, cell)
+    finish(workdir, cell)
     assert ledger.status(cell) == "finished"
 
 
 def test_a_torn_or_shorter_summary_is_no_end(ledger):
     cell = ledger.cells[0]
-    finish(ledger.workdir(cell.name), cell)
-    path = ledger.workdir(cell.name) / "summary.json"
+    finish(ledger.workdir_of(cell.name), cell)
+    path = ledger.workdir_of(cell.name) / "summary.json"
     whole = path.read_text()
     path.write_text(whole[:20])
     assert ledger.status(cell) == "interrupted"
@@ -56,15 +56,15 @@ def test_a_torn_or_shorter_summary_is_no_end(ledger):
 def test_a_cell_finds_its_configuration_and_its_twin(tmp_path):
     ledger = Ledger(tmp_path, cells_of([{"moe.eval_capacity_factor": 1.0}, {"moe.eval_capacity_factor": 2.0}]))
     ledger.open(add_cells=False)
-    cell = json.loads((ledger.workdir(ledger.cells[1].name) / "cell.json").read_text())
+    cell = json.loads((ledger.workdir_of(ledger.cells[1].name) / "cell.json").read_text())
     assert cell["fields"]["moe.eval_capacity_factor"] == 2.0
     assert cell["twin"] == ledger.cells[0].name
 
 
 def test_the_same_sweep_opens_again(ledger):
-    before = (ledger.directory / "sweep.json").read_text()
+    before = (ledger.workdir / "sweep.json").read_text()
     other(ledger).open(add_cells=False)
-    assert (ledger.directory / "sweep.json").read_text() == before
+    assert (ledger.workdir / "sweep.json").read_text() == before
 
 
 @pytest.mark.parametrize(
@@ -80,16 +80,16 @@ def test_the_same_sweep_opens_again(ledger):
     ],
 )
 def test_another_sweep_on_the_directory_is_refused(ledger, change, reason):
-    before = {path: path.read_text() for path in ledger.directory.rglob("*.json")}
+    before = {path: path.read_text() for path in ledger.workdir.rglob("*.json")}
     with pytest.raises(ValueError, match=reason):
         other(ledger, **change).open(add_cells=False)
-    assert {path: path.read_text() for path in ledger.directory.rglob("*.json")} == before
+    assert {path: path.read_text() for path in ledger.workdir.rglob("*.json")} == before
 
 
 def test_cells_are_added_on_request_only(ledger):
     larger = other(ledger, seeds=(0, 1))
     larger.open(add_cells=True)
-    assert len(json.loads((ledger.directory / "sweep.json").read_text())) == 6
+    assert len(json.loads((ledger.workdir / "sweep.json").read_text())) == 6
     larger.open(add_cells=False)
     with pytest.raises(ValueError, match=r"gone: capacity_factor=1.0,seed=1, .* and \d more|gone: "):
         ledger.open(add_cells=True)
@@ -102,7 +102,7 @@ def test_added_cells_do_not_excuse_a_changed_field(ledger):
 
 def test_what_does_not_change_the_runs_may_change(ledger):
     other(ledger, fields={"log.every": 4, "checkpoint.every": 2, "data.cache_dir": "/elsewhere"}).open(add_cells=False)
-    cell = json.loads((ledger.workdir(NAMES[0]) / "cell.json").read_text())
+    cell = json.loads((ledger.workdir_of(NAMES[0]) / "cell.json").read_text())
     assert cell["fields"]["checkpoint.every"] == 2
 
 
@@ -116,7 +116,7 @@ def test_a_report_alone_wants_the_same_sweep_there(ledger, tmp_path):
 
 
 def test_an_unreadable_sweep_is_named(ledger):
-    (ledger.directory / "sweep.json").write_text("{")
+    (ledger.workdir / "sweep.json").write_text("{")
     with pytest.raises(ValueError, match=r"sweep\.json cannot be read"):
         ledger.open(add_cells=False)
 
@@ -142,7 +142,7 @@ def test_jobs_of_an_array_can_open_it_at_the_same_time(tmp_path):
 
 
 def test_the_table_has_a_row_for_every_cell_that_ended(ledger):
-    finish(ledger.workdir(NAMES[0]), ledger.cells[0])
+    finish(ledger.workdir_of(NAMES[0]), ledger.cells[0])
     ledger.fail(ledger.cells[1], 'out of "memory", twice')
     ledger.add_wall_seconds(ledger.cells[0], 12.5)
     ledger.write_csv()
@@ -154,9 +154,9 @@ def test_the_table_has_a_row_for_every_cell_that_ended(ledger):
 
 
 def test_wall_seconds_add_up_over_starts_and_shards(ledger):
-    finish(ledger.workdir(NAMES[0]), ledger.cells[0])
+    finish(ledger.workdir_of(NAMES[0]), ledger.cells[0])
     ledger.add_wall_seconds(ledger.cells[0], 12.5)
-    finish(ledger.workdir(NAMES[2]), ledger.cells[2])
+    finish(ledger.workdir_of(NAMES[2]), ledger.cells[2])
     later = other(ledger)
     later.add_wall_seconds(later.cells[0], 2.5)
     later.add_wall_seconds(later.cells[2], 3.0)
@@ -166,7 +166,7 @@ def test_wall_seconds_add_up_over_starts_and_shards(ledger):
 
 def test_a_failure_that_is_forgotten_meanwhile_is_no_error(ledger, monkeypatch):
     """Another shard may start the cell again between two looks at its files."""
-    monkeypatch.setattr(failure, "is_recorded", lambda directory: True)
+    monkeypatch.setattr(failure, "is_recorded", lambda workdir: True)
     assert ledger.error(ledger.cells[0]) == ""
 
 

@@ -71,7 +71,7 @@ class Instant:
     def __init__(self, ledger):
         self.ledger, self.started = ledger, []
 
-    def start(self, workdir, slot):
+    def start(self, workdir, worker):
         self.started.append(workdir.name)
         [cell] = [cell for cell in self.ledger.cells if cell.name == workdir.name]
         finish(workdir, cell)
@@ -97,14 +97,14 @@ def test_a_shard_runs_its_cells_only(ledger):
 
 
 def test_shards_share_the_directory_and_nobody_else_does(ledger):
-    ledger.directory.mkdir()
+    ledger.workdir.mkdir()
     launcher = Instant(ledger)
     with (
-        locked(ledger.directory / "sweep.lock", shared=True, wait=False),
-        locked(ledger.directory / "shard_0_of_2.lock", wait=False),
+        locked(ledger.workdir / "sweep.lock", shared=True, wait=False),
+        locked(ledger.workdir / "shard_0_of_2.lock", wait=False),
     ):
         for shard in (Shard(), Shard(0, 2)):
-            with pytest.raises(ValueError, match=rf"^--workdir={re.escape(str(ledger.directory))}: another sweep runs"):
+            with pytest.raises(ValueError, match=rf"^--workdir={re.escape(str(ledger.workdir))}: another sweep runs"):
                 run_sweep(ledger, launcher, 1, shard=shard)
         assert not launcher.started
         assert run_sweep(ledger, launcher, 1, shard=Shard(1, 2)) == 0
@@ -114,7 +114,7 @@ def test_shards_share_the_directory_and_nobody_else_does(ledger):
 
 def test_a_refused_sweep_starts_nothing_and_lets_go(ledger):
     assert run_sweep(ledger, Instant(ledger), 1) == 0
-    wider = Ledger(ledger.directory, cells_of(grid(FACTORS), seeds=(0, 1)))
+    wider = Ledger(ledger.workdir, cells_of(grid(FACTORS), seeds=(0, 1)))
     launcher = Instant(wider)
     with pytest.raises(ValueError, match="--add_cells"):
         run_sweep(wider, launcher, 1)

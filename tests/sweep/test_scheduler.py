@@ -24,22 +24,22 @@ class Script:
     """A launcher whose cells end as written: {name: exit code of each attempt}; those not named finish."""
 
     def __init__(self, ledger, ends):
-        self.cells = {ledger.workdir(cell.name): cell for cell in ledger.cells}
+        self.cells = {ledger.workdir_of(cell.name): cell for cell in ledger.cells}
         self.ends = {name: list(codes) for name, codes in ends.items()}
         self.started, self.busy, self.most_busy, self.stopped = [], set(), 0, []
 
-    def start(self, workdir, slot):
-        assert slot not in self.busy
+    def start(self, workdir, worker):
+        assert worker not in self.busy
         self.started.append(workdir.name)
-        self.busy.add(slot)
+        self.busy.add(worker)
         self.most_busy = max(self.most_busy, len(self.busy))
         codes = self.ends.get(workdir.name, [DONE])
-        return Handle(self, workdir, slot, codes.pop(0) if codes else DONE)
+        return Handle(self, workdir, worker, codes.pop(0) if codes else DONE)
 
 
 class Handle:
-    def __init__(self, launcher, workdir, slot, code):
-        self.launcher, self.workdir, self.slot, self.code, self.polls = launcher, workdir, slot, code, 0
+    def __init__(self, launcher, workdir, worker, code):
+        self.launcher, self.workdir, self.worker, self.code, self.polls = launcher, workdir, worker, code, 0
 
     def poll(self):
         self.polls += 1
@@ -52,7 +52,7 @@ class Handle:
             failure.record(self.workdir, cell.fields(), "it raised")
         else:
             (self.workdir / "config.json").write_text("{}")
-        self.launcher.busy.discard(self.slot)
+        self.launcher.busy.discard(self.worker)
         return self.code
 
     def stop(self):
@@ -60,13 +60,13 @@ class Handle:
         self.code = 128 + signal.SIGTERM
 
 
-def run(directory, points=POINTS, ends=None, slots=2, retries=1, watch=lambda stop: None, before=lambda ledger: None):
+def run(workdir, points=POINTS, ends=None, workers=2, retries=1, watch=lambda stop: None, before=lambda ledger: None):
     """The ledger and the launcher after it, and the scheduler."""
-    ledger = Ledger(directory, cells_of(points))
+    ledger = Ledger(workdir, cells_of(points))
     ledger.open(add_cells=False)
     before(ledger)
     launcher = Script(ledger, ends or {})
-    scheduled = Scheduler(ledger, launcher, slots, retries)
+    scheduled = Scheduler(ledger, launcher, workers, retries)
     stop = StopRequest()
     looks = []
 
@@ -83,18 +83,18 @@ def statuses(ledger):
     return [ledger.status(cell) for cell in ledger.cells]
 
 
-@pytest.mark.parametrize("slots", [1, 2, 3, 9])
-def test_every_cell_runs_once_in_order_and_no_more_than_there_are_slots(tmp_path, slots):
-    ledger, launcher, scheduled = run(tmp_path, slots=slots)
+@pytest.mark.parametrize("workers", [1, 2, 3, 9])
+def test_every_cell_runs_once_in_order_and_no_more_than_there_are_workers(tmp_path, workers):
+    ledger, launcher, scheduled = run(tmp_path, workers=workers)
     assert launcher.started == NAMES
-    assert launcher.most_busy == min(slots, len(POINTS))
+    assert launcher.most_busy == min(workers, len(POINTS))
     assert statuses(ledger) == ["finished"] * 4
     assert set(scheduled.wall_seconds) == set(NAMES)
     assert not scheduled.running
 
 
 def test_finished_cells_are_skipped(tmp_path):
-    before = lambda ledger: finish(ledger.workdir(NAMES[1]), ledger.cells[1])
+    before = lambda ledger: finish(ledger.workdir_of(NAMES[1]), ledger.cells[1])
     _, launcher, _ = run(tmp_path, before=before)
     assert launcher.started == [NAMES[0], *NAMES[2:]]
 
@@ -120,7 +120,7 @@ def test_a_cell_that_raised_is_recorded_and_the_rest_goes_on(tmp_path):
 
 @pytest.mark.parametrize("code", [KILLED, -signal.SIGSEGV, 128 + signal.SIGTERM, 128 + signal.SIGINT])
 def test_a_killed_cell_is_started_again(tmp_path, code):
-    ledger, launcher, _ = run(tmp_path, ends={NAMES[0]: [code]}, slots=1)
+    ledger, launcher, _ = run(tmp_path, ends={NAMES[0]: [code]}, workers=1)
     assert launcher.started == [*NAMES, NAMES[0]]
     assert statuses(ledger) == ["finished"] * 4
 
@@ -148,27 +148,27 @@ def test_a_cell_that_ends_well_without_a_result_is_a_failure(tmp_path):
     ledger = Ledger(tmp_path, cells_of(POINTS[:1]))
     ledger.open(add_cells=False)
     launcher = Script(ledger, {})
-    launcher.start = lambda workdir, slot: Silent(launcher, workdir, slot, 0)
+    launcher.start = lambda workdir, worker: Silent(launcher, workdir, worker, 0)
     Scheduler(ledger, launcher, 1, retries=3).run(ledger.cells, StopRequest(), lambda: None)
     assert "ended with exit code 0" in ledger.error(ledger.cells[0])
 
 
 def test_twins_wait_for_the_training(tmp_path):
-    ledger, launcher, _ = run(tmp_path, points=TWINS, slots=3)
+    ledger, launcher, _ = run(tmp_path, points=TWINS, workers=3)
     assert launcher.started == [cell.name for cell in ledger.cells]
     assert launcher.most_busy == 2, "the two that evaluate"
     assert statuses(ledger) == ["finished"] * 3
 
 
 def test_others_go_ahead_of_waiting_twins(tmp_path):
-    _, launcher, _ = run(tmp_path, points=TWINS[:2] + POINTS[:1], slots=2)
+    _, launcher, _ = run(tmp_path, points=TWINS[:2] + POINTS[:1], workers=2)
     assert launcher.started == ["eval_capacity_factor=1.0,seed=0", NAMES[0], "eval_capacity_factor=2.0,seed=0"]
 
 
 @pytest.mark.parametrize("ends", [[RAISED], [KILLED, KILLED]])
 def test_twins_fail_with_the_training(tmp_path, ends):
     first = "eval_capacity_factor=1.0,seed=0"
-    ledger, launcher, _ = run(tmp_path, points=TWINS, ends={first: ends}, slots=2)
+    ledger, launcher, _ = run(tmp_path, points=TWINS, ends={first: ends}, workers=2)
     assert set(launcher.started) == {first}
     assert statuses(ledger) == ["failed"] * 3
     assert ledger.error(ledger.cells[2]) == f"{first}, which trains the same, did not finish"
@@ -176,7 +176,7 @@ def test_twins_fail_with_the_training(tmp_path, ends):
 
 def test_twins_of_a_killed_training_wait_for_its_second_attempt(tmp_path):
     first, *others = [f"eval_capacity_factor={point}.0,seed=0" for point in (1, 2, 3)]
-    ledger, launcher, _ = run(tmp_path, points=TWINS, ends={first: [KILLED]}, slots=2)
+    ledger, launcher, _ = run(tmp_path, points=TWINS, ends={first: [KILLED]}, workers=2)
     assert launcher.started == [first, first, *others]
     assert statuses(ledger) == ["finished"] * 3
 
@@ -186,7 +186,7 @@ def test_a_stop_request_is_passed_on_and_waited_for(tmp_path, number):
     def watch(stop):
         stop.signal = number
 
-    ledger, launcher, scheduled = run(tmp_path, ends={name: [HANGS] for name in NAMES}, slots=2, watch=watch)
+    ledger, launcher, scheduled = run(tmp_path, ends={name: [HANGS] for name in NAMES}, workers=2, watch=watch)
     assert launcher.started == launcher.stopped == NAMES[:2]
     assert not scheduled.running
     assert statuses(ledger) == ["interrupted", "interrupted", "pending", "pending"]
@@ -203,7 +203,7 @@ def test_a_cell_that_finishes_while_it_is_asked_to_stop_is_finished(tmp_path):
     ledger = Ledger(tmp_path, cells_of(POINTS))
     ledger.open(add_cells=False)
     launcher, stop = Script(ledger, {}), StopRequest()
-    launcher.start = lambda workdir, slot: Deaf(launcher, workdir, slot, DONE)
+    launcher.start = lambda workdir, worker: Deaf(launcher, workdir, worker, DONE)
     Scheduler(ledger, launcher, 1, retries=1).run(ledger.cells, stop, lambda: watch(stop))
     assert statuses(ledger) == ["finished", "pending", "pending", "pending"]
 
@@ -220,10 +220,10 @@ def test_nothing_starts_where_the_stop_came_first(tmp_path):
 def test_what_cannot_be_started_fails_and_the_rest_goes_on(tmp_path, monkeypatch):
     start = Script.start
 
-    def or_not(self, workdir, slot):
+    def or_not(self, workdir, worker):
         if workdir.name == cells_of(POINTS)[0].name:
             raise OSError("no room")
-        return start(self, workdir, slot)
+        return start(self, workdir, worker)
 
     monkeypatch.setattr(Script, "start", or_not)
     ledger, _, _ = run(tmp_path)

@@ -40,13 +40,13 @@ def story(common, tmp_path_factory):
     """Two cells, one at a time. Ctrl-C; then the first cell is killed, started again, and the sweep is killed; then all
     may finish. Exit code and output of each life, and what was on disk between them.
     """
-    folder = tmp_path_factory.mktemp("story")
+    directory = tmp_path_factory.mktemp("story")
     fields = {"train.steps": STEPS, "checkpoint.every": SAVE_EVERY, "moe.jitter": 0.1}
-    config, sweep = write_config(folder / "seeds.py", common | fields, SEEDS), folder / "sweep"
+    config, sweep = write_config(directory / "seeds.py", common | fields, SEEDS), directory / "sweep"
     first, second = sweep / "cells" / FIRST, sweep / "cells" / SECOND
-    start = lambda name: Script("sweep.py", folder / f"{name}.log", config, sweep)
+    start = lambda name: Script("sweep.py", directory / f"{name}.log", config, sweep)
     on_disk = lambda: (newest_step(first), saved_steps(first))
-    left = {"config": config, "directory": sweep}
+    left = {"config": config, "sweep": sweep}
 
     life = start("interrupted")
     life.until(lambda: newest_step(first) > SAVE_EVERY)
@@ -56,7 +56,9 @@ def story(common, tmp_path_factory):
 
     cache = {"JAX_COMPILATION_CACHE_DIR": str(sweep / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     fields = ("--config.moe.capacity_factor=1.0",)
-    undisturbed = Script("train.py", folder / "train.log", config, folder / "undisturbed", *fields, variables=cache)
+    undisturbed = Script(
+        "train.py", directory / "train.log", config, directory / "undisturbed", *fields, variables=cache
+    )
     life = start("killed")
     stopped = left["after Ctrl-C"][0]
     goal = stopped + SAVE_EVERY + 5
@@ -74,7 +76,7 @@ def story(common, tmp_path_factory):
     left["finished"] = start("finished").end()
     left["files of the second at the end"] = times_of(second)
     assert undisturbed.end()[0] == 0
-    return left | {"first": first, "second": second, "undisturbed": folder / "undisturbed"}
+    return left | {"first": first, "second": second, "undisturbed": directory / "undisturbed"}
 
 
 def training_programs(sweep):
@@ -88,7 +90,7 @@ def resumptions(cell):
 
 
 def times_of(cell):
-    """Of every file but cell.json, which each start writes anew."""
+    """When every file was last written, but for cell.json, which each start writes anew."""
     return {path: path.stat().st_mtime_ns for path in cell.rglob("*") if path.is_file() and path.name != "cell.json"}
 
 
@@ -138,7 +140,7 @@ def test_a_cell_outlives_a_killed_sweep_by_a_checkpoint(story):
 def test_the_same_command_finishes_it(story):
     code, output = story["finished"]
     assert code == 0, output
-    rows = rows_of(story["directory"])
+    rows = rows_of(story["sweep"])
     assert [(row["cell"], row["status"], row["steps"]) for row in rows] == [
         (FIRST, "finished", str(STEPS)),
         (SECOND, "finished", str(STEPS)),
@@ -146,7 +148,7 @@ def test_the_same_command_finishes_it(story):
     assert [float(row["eval_loss"]) for row in rows] == [
         json.loads((story[name] / "summary.json").read_text())["eval_loss"] for name in ("first", "second")
     ]
-    assert f"Report: {story['directory'] / 'report.md'}" in output
+    assert f"Report: {story['sweep'] / 'report.md'}" in output
 
 
 def test_a_finished_cell_is_not_touched_again(story):
@@ -174,7 +176,7 @@ def test_nothing_is_lost_and_nothing_is_run_twice(story):
 
 def test_the_second_seed_takes_the_first_ones_program(story):
     assert len(story["compiled for one seed"]) == 1
-    assert training_programs(story["directory"]) == story["compiled for one seed"]
+    assert training_programs(story["sweep"]) == story["compiled for one seed"]
 
 
 def test_a_finished_cell_is_a_success_in_tensorboard(story):
@@ -186,16 +188,18 @@ def test_a_finished_cell_is_a_success_in_tensorboard(story):
 @pytest.fixture(scope="module")
 def shards(common, tmp_path_factory):
     """Two jobs of an array that start together: two trainings, a twin of one of them, and one that cannot run here."""
-    folder = tmp_path_factory.mktemp("shards")
+    directory = tmp_path_factory.mktemp("shards")
     points = [
         {"moe.capacity_factor": 1.0, "moe.eval_capacity_factor": 0.25},
         {"moe.capacity_factor": 1.0, "moe.eval_capacity_factor": 2.0},
         {"moe.capacity_factor": 2.0, "moe.eval_capacity_factor": 2.0},
         {"model.dtype": "float64"},
     ]
-    config = write_config(folder / "points.py", common, f"Sweep({points!r})")
-    started = [Script("sweep.py", folder / f"{i}.log", config, folder / "sweep", f"--shard={i}/2") for i in range(2)]
-    return folder / "sweep", [script.end() for script in started]
+    config = write_config(directory / "points.py", common, f"Sweep({points!r})")
+    started = [
+        Script("sweep.py", directory / f"{i}.log", config, directory / "sweep", f"--shard={i}/2") for i in range(2)
+    ]
+    return directory / "sweep", [script.end() for script in started]
 
 
 def test_shards_complete_the_sweep_together(shards):
@@ -246,13 +250,13 @@ BAD = {  # arguments, and what the one line says
 @pytest.fixture(scope="module")
 def refusals(common, tmp_path_factory):
     """Exit code, output and work directory of each bad command line; all of them run at the same time."""
-    folder = tmp_path_factory.mktemp("bad")
-    config = write_config(folder / "seeds.py", common, SEEDS)
+    directory = tmp_path_factory.mktemp("bad")
+    config = write_config(directory / "seeds.py", common, SEEDS)
     started = {
-        name: Script("sweep.py", folder / f"{i}.log", config, folder / f"{i}", *arguments)
+        name: Script("sweep.py", directory / f"{i}.log", config, directory / f"{i}", *arguments)
         for i, (name, (arguments, _)) in enumerate(BAD.items())
     }
-    return {name: (*script.end(), folder / f"{i}") for i, (name, script) in enumerate(started.items())}
+    return {name: (*script.end(), directory / f"{i}") for i, (name, script) in enumerate(started.items())}
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -264,9 +268,9 @@ def test_bad_input_is_one_line(name, refusals):
 
 
 def test_a_second_sweep_on_the_directory_is_refused(story, tmp_path):
-    before = rows_of(story["directory"])
-    with locked(story["directory"] / "sweep.lock", wait=False):
-        code, output = Script("sweep.py", tmp_path / "log", story["config"], story["directory"]).end()
+    before = rows_of(story["sweep"])
+    with locked(story["sweep"] / "sweep.lock", wait=False):
+        code, output = Script("sweep.py", tmp_path / "log", story["config"], story["sweep"]).end()
     assert code == 2, output
     assert re.search(r"another sweep runs here \(process \d+ on .*\): wait for it", error_line(output))
-    assert rows_of(story["directory"]) == before
+    assert rows_of(story["sweep"]) == before

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_jax.journal.metrics import last_line
+from moe_jax.journal.reading import last_line
 
 REPOSITORY = Path(__file__).parents[2]
 SAVE_EVERY = 30
