@@ -1,1 +1,1 @@
-"""What a run would cost on hardware that is not there: devices to compile for, and the compiled step."""
+"""What a run costs on hardware that is not there: devices to compile for, and how to read the compiled step."""

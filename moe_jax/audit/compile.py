@@ -1,4 +1,4 @@
-"""The training step, compiled from shapes alone: no corpus, no weights, no accelerator."""
+"""Compiles the training step from shapes alone, without a corpus, weights or an accelerator."""
 
 import time
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ def compile_train_step(
 ) -> tuple[jax.stages.Compiled, float]:
     """The compiled step that the trainer would run on `mesh`, and the seconds that tracing and compiling took.
 
-    `options`: XLA's; by default those that the trainer uses on this platform.
+    `options` are XLA's; by default they are those that the trainer uses on this platform.
     """
     options = compiler_options(mesh.devices.flat[0].platform) if options is None else options
     start = time.perf_counter()

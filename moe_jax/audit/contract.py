@@ -1,9 +1,9 @@
-"""The collective contract: what a compiled training step may exchange, and nothing else (docs/parallelism.md).
+"""The collective contract: the only communication that a compiled training step may contain (docs/parallelism.md).
 
     broken = violations(collectives(compiled.as_text(), mesh), run, mesh)
 
-Each broken clause is one line that names the collective and the lines of Python it comes from. The contract is that of
-AdamW: Adafactor's row and column means are reductions of its own, which the partitioner writes as it likes.
+Each broken clause is one line that names the collective and the lines of Python that it comes from. The contract holds
+for AdamW. Adafactor takes row and column means, which are further reductions that the partitioner writes as it likes.
 """
 
 import itertools
@@ -26,13 +26,13 @@ from moe_jax.parallel.sharding import RULES
 from moe_jax.train.state import build_model
 
 EXCHANGES = {"none": 4, "save_exchange": 4, "full": 6}  # all-to-alls of an MoE layer in a step, by model.remat
-PADDING = 1.01  # XLA for TPU scatters a dimension that does not fill its tiles with some rows more
+PADDING = 1.01  # XLA for TPU pads a dimension that does not fill its tiles before it scatters it
 HLO_ITEMSIZE = {"bf16": 2, "f32": 4, "f64": 8}
 ITEMSIZE = {"bfloat16": 2, "float32": 4, "float64": 8}
 
 
 def violations(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> list[str]:
-    """What of `found` breaks the contract of a training step of `run` on `mesh`; empty: nothing does."""
+    """A line for each way in which `found` breaks the contract of a training step of `run` on `mesh`."""
     return [
         *_exchange(found, run, mesh),
         *itertools.chain.from_iterable(_weights(c, run, mesh) for c in found),
@@ -43,10 +43,10 @@ def violations(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> list[
 
 
 def exchange_bytes(run: RunConfig, moe: MoEConfig, platform: str) -> int:
-    """Bytes of one all-to-all of a layer with the settings `moe`: this device's groups of a micro-batch, all experts, C
-    slots, D, as they travel.
+    """Bytes of the buffer that one all-to-all of a layer with the settings `moe` exchanges.
 
-    XLA for CPU has no collectives in bfloat16 and sends float32.
+    The buffer holds this device's groups of a micro-batch with C slots of D elements for every expert, in the type that
+    travels. XLA for CPU has no collectives in bfloat16 and sends float32.
     """
     mesh = run.mesh
     itemsize = max(ITEMSIZE[moe.exchange_dtype or run.model.dtype], 4 if platform == "cpu" else 0)
@@ -56,7 +56,7 @@ def exchange_bytes(run: RunConfig, moe: MoEConfig, platform: str) -> int:
 
 
 def _exchange(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
-    """Exactly so many all-to-alls, over `expert` alone, of exactly so many bytes."""
+    """All-to-alls run over `expert` alone, and their number and bytes are exactly those of the layers."""
     tokens = [c for c in found if "all-to-all" in c.kind]
     for c in tokens:
         if c.axes != (EXPERT,):
@@ -74,7 +74,7 @@ def _exchange(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterat
 
 
 def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
-    """What is gathered or scattered is a weight, over one mesh axis."""
+    """Only weights are gathered and scattered, and over one mesh axis at a time."""
     if c.kind not in ("all-gather", "reduce-scatter"):
         return
     if _gathers_keys(c, run):
@@ -93,19 +93,19 @@ def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
 
 
 def _gathers_keys(c: Collective, run: RunConfig) -> bool:
-    """A number or four for each group, over `expert`: the keys of expert dropout."""
+    """Whether `c` gathers the keys of expert dropout over `expert`: up to four 32-bit numbers for each group."""
     groups = run.data.batch_size * run.data.sequence_length // run.moe.group_size
     whole = c.dtype == "u32" and c.bytes <= 4 * 4 * groups
     return run.moe.expert_dropout > 0 and c.kind == "all-gather" and c.axes == (EXPERT,) and whole
 
 
 def _pieces(c: Collective) -> float:
-    """What the elements of a collective's shapes are multiplied by to give those of the whole buffer."""
+    """The factor from the elements of a collective's shapes to those of its whole buffer."""
     return c.bytes / sum(_elements(shape) * HLO_ITEMSIZE[shape.partition("[")[0]] for shape in c.shapes)
 
 
 def _scatters(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
-    """The gradient of each gathered weight is scattered once a micro-batch, that of a tied embedding twice."""
+    """The gradient of each gathered weight is scattered once in a micro-batch, and that of a tied embedding twice."""
     for axis, allowed in scattered_elements(run, mesh).items():
         scatters = [c for c in found if c.kind == "reduce-scatter" and c.axes == (axis,)]
         elements = sum(c.count * _pieces(c) * sum(map(_elements, c.shapes)) for c in scatters)
@@ -114,20 +114,20 @@ def _scatters(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterat
 
 
 def _passes_on_tokens(c: Collective, run: RunConfig) -> bool:
-    """A collective-permute larger than statistics: XLA for TPU passes on some rows of padding."""
+    """Whether `c` is a collective-permute of more than statistics; XLA for TPU passes on some rows of padding."""
     return c.kind == "collective-permute" and sum(map(_elements, c.shapes)) * c.count > small_elements(run)
 
 
 def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
-    """Sums over `tensor` are of tokens, sums over `data` of gradients' pieces, all others small.
+    """Tokens are summed over `tensor`, the pieces of gradients over `data`, and all other sums are small.
 
-    Elements of a step are counted together, since the compiler may join several sums into one.
+    The elements of a whole step are counted together, since the compiler may join several sums into one.
     """
     small, over_data, over_tensor = small_elements(run), 0.0, 0.0
     for c in (c for c in found if c.kind == "all-reduce"):
         elements = sum(map(_elements, c.shapes))
         if not c.axes:
-            yield f"{_named(c)}: its groups are those of no mesh axis"
+            yield f"{_named(c)}: its replica groups are those of no mesh axis"
         elif DATA in c.axes:
             over_data += c.count * elements
         elif c.axes == (TENSOR,):
@@ -142,8 +142,10 @@ def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iter
 
 
 def tensor_elements(run: RunConfig) -> int:
-    """Elements that a step may sum over `tensor`: a device's tokens after attention and after the feed-forward, and
-    their gradients; again where the forward pass is repeated; a few numbers a token for gates and softmax.
+    """Elements that a step may sum over `tensor`.
+
+    They are a device's tokens after attention and after the feed-forward, the gradients of both, the tokens again where
+    the forward pass is repeated, and a few numbers for each token's gates and softmax.
     """
     sequences = run.data.batch_size // (run.mesh.data * run.mesh.fsdp * run.mesh.expert)
     tokens = sequences * run.data.sequence_length
@@ -158,7 +160,7 @@ def tensor_elements(run: RunConfig) -> int:
 
 
 def small_elements(run: RunConfig) -> int:
-    """Elements of all that may be summed over the whole mesh: statistics of all MoE layers, norms' scales, scalars."""
+    """Elements that may be summed over the whole mesh: statistics of all MoE layers, norms' scales and scalars."""
     statistics = sum(
         part.num_moe_layers * (4 * columns(part.moe) + 2 * _ranks(part.moe) + 64) for part in moe_segments(run)
     )
@@ -166,17 +168,17 @@ def small_elements(run: RunConfig) -> int:
 
 
 def _ranks(moe: MoEConfig) -> int:
-    """Gates of a token."""
+    """Number of gates that a token has."""
     return moe.num_experts if ROUTERS[moe.router].fills_slots else moe.top_k
 
 
 def _slots(moe: MoEConfig) -> int:
-    """C in training."""
+    """The capacity C in training."""
     return capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
 
 
 def gathered_elements(run: RunConfig, mesh: Mesh) -> dict[str, set[int]]:
-    """By mesh axis: the number of elements that gathering each stored weight over it gives."""
+    """For each mesh axis, the numbers of elements that result when a stored weight is gathered over it."""
     sizes: dict[str, set[int]] = {FSDP: set(), EXPERT: set()}
     for weight in _weights_of(run, mesh):
         elements = math.prod(weight.shape[-len(weight.axes) :])
@@ -185,14 +187,14 @@ def gathered_elements(run: RunConfig, mesh: Mesh) -> dict[str, set[int]]:
         for name in weight.axes:
             stored = [axis for axis in RULES[name].stored if mesh.shape[axis] > 1]
             whole = elements
-            for axis in stored:  # the major axis is gathered last, and gives the whole
+            for axis in stored:  # the major axis is gathered last and results in the whole weight
                 sizes[axis].add(whole)
                 whole //= mesh.shape[axis]
     return sizes
 
 
 def scattered_elements(run: RunConfig, mesh: Mesh) -> dict[str, int]:
-    """By mesh axis: elements that go into the reduce-scatters of a step."""
+    """For each mesh axis, the number of elements that go into the reduce-scatters of a step."""
     total = {FSDP: 0, EXPERT: 0}
     for weight in _weights_of(run, mesh):
         elements = math.prod(weight.shape)
@@ -207,7 +209,7 @@ def scattered_elements(run: RunConfig, mesh: Mesh) -> dict[str, int]:
 
 
 def local_elements(run: RunConfig, mesh: Mesh) -> list[int]:
-    """Elements of the piece that one device stores of each weight, all layers of a segment together."""
+    """For each weight, the elements of the piece that a device stores, which has all layers of a segment."""
     pieces = []
     for weight in _weights_of(run, mesh):
         cuts = math.prod(mesh.shape[axis] for name in weight.axes for axis in RULES[name].split + RULES[name].stored)
@@ -222,7 +224,7 @@ def _weights_of(run: RunConfig, mesh: Mesh) -> list[nnx.Param]:
 
 
 def _elements(shape: str) -> int:
-    """Of HLO's "bf16[8,4096]"."""
+    """The number of elements of a shape that HLO prints as "bf16[8,4096]"."""
     dims = shape[shape.index("[") + 1 : shape.index("]")]
     return int(np.prod([int(n) for n in dims.split(",")], dtype=np.int64)) if dims else 1
 

@@ -1,8 +1,7 @@
-"""A compiled program's text as values: computations, their instructions in the order of the schedule, and how often
-each computation runs.
+"""Parses the text of a compiled program into computations, their instructions in the order of the schedule, and the
+number of times that each computation runs.
 
-Reads what `jax.stages.Compiled.as_text()` prints for CPU, GPU and TPU. See `moe_jax.audit.program` for what is done
-with it.
+The text is what `jax.stages.Compiled.as_text()` prints for CPU, GPU and TPU. `moe_jax.audit.program` interprets it.
 """
 
 import collections
@@ -19,7 +18,6 @@ _CALLS = re.compile(
     r"\b(calls|to_apply|body|condition|true_computation|false_computation|called_computations|branch_computations)="
     r"(\{[^}]*\}|%?[\w.\-]+)"
 )
-_TABLE_ROW = re.compile(r"^(\d+) (.*)$")
 
 
 class Instruction(NamedTuple):
@@ -27,14 +25,14 @@ class Instruction(NamedTuple):
 
     name: str
     opcode: str
-    shape: str  # of the result, as printed: one array, or several in brackets
-    operands: tuple[str, ...]  # names
-    arguments: str  # between the brackets after the opcode, as printed
-    attributes: str  # what follows them
-    root: bool  # the computation's result
+    shape: str  # shape of the result as it is printed: one array, or several in brackets
+    operands: tuple[str, ...]  # names of the instructions that it reads
+    arguments: str  # what is printed between the brackets after the opcode
+    attributes: str  # what is printed after these brackets
+    root: bool  # whether it is the computation's result
 
     def callees(self) -> list[tuple[str, str]]:
-        """(role, computation) of every computation this instruction runs. The end of an asynchronous pair runs none."""
+        """(role, computation) of every computation that it runs; the end of an asynchronous pair runs none."""
         if self.opcode.endswith(("-done", "-update")):
             return []
         calls = [(role, names.strip("{}")) for role, names in _CALLS.findall(self.attributes)]
@@ -50,11 +48,11 @@ class Program(NamedTuple):
     """A parsed program."""
 
     computations: dict[str, list[Instruction]]  # callees before their callers
-    executions: dict[str, float]  # runs of a computation in one run of the program; nan: a loop of unknown length
+    executions: dict[str, float]  # how often each runs in one run of the program; nan: in a loop of unknown length
     stacks: dict[int, str]  # Python call stacks, outermost call first: "models/block.py:71 > moe/layer.py:46"
 
     def source(self, instruction: Instruction) -> str:
-        """The lines of Python that asked for the instruction; empty where the compiler made it up."""
+        """The lines of Python that asked for the instruction; empty if the compiler added it."""
         frame = re.search(r"\bstack_frame_id=(\d+)", instruction.attributes)
         if frame:
             return self.stacks.get(int(frame[1]), "")
@@ -65,7 +63,7 @@ class Program(NamedTuple):
 class ArrayShape(NamedTuple):
     """Element type and dimensions of one array."""
 
-    dtype: str  # HLO's name: bf16, f32, s32, pred ...
+    dtype: str  # the name that HLO has for it: bf16, f32, s32, pred ...
     dims: tuple[int, ...]
 
     def __str__(self) -> str:
@@ -73,24 +71,22 @@ class ArrayShape(NamedTuple):
 
     @property
     def bytes(self) -> float:
-        """Size without padding."""
+        """Size in bytes, without padding."""
         width = re.search(r"\d+", self.dtype)
         bits = 8 if self.dtype == "pred" else int(width[0]) if width else 0
         return math.prod(self.dims) * bits / 8
 
 
 def arrays(shape: str) -> list[ArrayShape]:
-    """The arrays of a printed shape, tuples flattened."""
+    """The arrays of a printed shape; tuples are flattened."""
     return [ArrayShape(dtype, tuple(map(int, filter(None, dims.split(","))))) for dtype, dims in _ARRAY.findall(shape)]
 
 
 def parse(text: str) -> Program:
-    """Reads the whole text of an optimised module.
-
-    Raises ValueError if there is no entry computation.
-    """
+    """Parses the whole text of an optimised module. Raises ValueError if it has no entry computation."""
     computations: dict[str, list[Instruction]] = {}
-    entry, current = None, None
+    entry: str | None = None
+    current: list[Instruction] | None = None
     for line in text.splitlines():
         if header := _HEADER.match(line):
             current = computations.setdefault(header[1], [])
@@ -103,7 +99,7 @@ def parse(text: str) -> Program:
 
 
 def _instruction(name: str, rest: str, root: bool) -> Instruction:
-    """From what stands right of the equals sign: shape, opcode, arguments, attributes."""
+    """Parses `rest`, the shape, opcode, arguments and attributes that are printed after the equals sign."""
     rest = _COMMENT.sub("", rest)
     shape_end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
     opening = rest.index("(", shape_end)
@@ -115,7 +111,7 @@ def _instruction(name: str, rest: str, root: bool) -> Instruction:
 
 
 def _closing(text: str, opening: int) -> int:
-    """The place after the bracket that closes the one at `opening`."""
+    """The index after the bracket that closes the one at `opening`."""
     depth = 0
     for bracket in re.finditer(r"[()]", text[opening:]):
         depth += 1 if bracket[0] == "(" else -1
@@ -125,9 +121,10 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _executions(computations: dict[str, list[Instruction]], entry: str) -> dict[str, float]:
-    """Callees are printed before their callers: one pass from the last computation to the first adds everything up.
+    """How often each computation runs in one run of the program.
 
-    Every branch of a conditional counts as run: an upper bound.
+    Callees are printed before their callers, so one pass from the last computation to the first adds everything up.
+    Every branch of a conditional counts as run, which makes the numbers an upper bound.
     """
     runs: dict[str, float] = collections.defaultdict(float, {entry: 1.0})
     for name in reversed(computations):
@@ -139,9 +136,10 @@ def _executions(computations: dict[str, list[Instruction]], entry: str) -> dict[
 
 
 def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) -> float:
-    """Iterations of a while loop: what the compiler says, else the constant that a counter from 0 is compared with.
+    """Iterations of a while loop; nan where they cannot be found.
 
-    nan where neither is there. CPU and GPU print the count; TPU does not.
+    The compilers for CPU and GPU print the number. TPU's does not, so there it is the constant that a counter from 0 is
+    compared with.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
@@ -155,12 +153,12 @@ def trip_count(loop: Instruction, computations: dict[str, list[Instruction]]) ->
 
 
 def _stacks(text: str) -> dict[int, str]:
-    """Each stack frame's chain of "folder/file.py:line", from the tables at the head of the text."""
-    files, locations, frames = (_table(text, name) for name in ("FileNames", "FileLocations", "StackFrames"))
+    """The chain of "directory/file.py:line" of each stack frame, from the tables at the head of the text."""
+    files = _table(text, "FileNames")
     numbers = lambda row: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", row)}
-    locations = {key: numbers(row) for key, row in locations.items()}
-    frames = {key: numbers(row) for key, row in frames.items()}
-    # Parents are printed one too high: that of the first frame, which has none, as 1.
+    locations = {key: numbers(row) for key, row in _table(text, "FileLocations").items()}
+    frames = {key: numbers(row) for key, row in _table(text, "StackFrames").items()}
+    # Parents are printed one too high: the first frame has no parent, and 1 is printed for it.
     shift = frames[1]["parent_frame_id"] if 1 in frames else 0
     stacks: dict[int, str] = {}
     for key, frame in frames.items():
@@ -174,8 +172,8 @@ def _stacks(text: str) -> dict[int, str]:
 
 def _table(text: str, name: str) -> dict[int, str]:
     found = re.search(rf"^{name}\n((?:\d+ .*\n)+)", text, re.MULTILINE)
-    rows = [_TABLE_ROW.match(line) for line in found[1].splitlines()] if found else []
-    return {int(row[1]): row[2] for row in rows}
+    rows = [line.partition(" ") for line in found[1].splitlines()] if found else []
+    return {int(key): row for key, _, row in rows}
 
 
 def _short(path: str) -> str:

@@ -1,15 +1,16 @@
 """What a compiled step really does: which collectives it runs over which mesh axes, how many bytes they send, what
-runs beside them, and in what precision it multiplies.
+work runs beside them, and in what precision it multiplies.
 
     text = compiled.as_text()
     for collective in collectives(text, mesh):
         print(collective.kind, collective.axes, collective.count * bytes_sent(collective, mesh), collective.source)
 
-The partitioner and the backends are free to replace what was written: a gather over two axes by an all-reduce of a
-padded buffer, a reduce-scatter by an all-reduce. So contracts about communication are checked here, on the optimised
-program, and not on the source.
+The partitioner and the backends are free to replace what was written. For instance they turn a gather over two axes
+into an all-reduce of a padded buffer, or a reduce-scatter into an all-reduce. Contracts about communication are
+therefore checked on the optimised program and not on the source.
 """
 
+import dataclasses
 import math
 import re
 from typing import NamedTuple
@@ -17,12 +18,12 @@ from typing import NamedTuple
 from jax.sharding import AbstractMesh, Mesh
 
 from moe_jax.audit.hlo import Instruction, Program, arrays, parse
-from moe_jax.audit.replica_groups import axes_of_groups, axes_of_pairs, replica_groups, source_target_pairs
+from moe_jax.audit.replica_groups import axes_of_pairs, axes_of_replica_groups, replica_groups, source_target_pairs
 
 KINDS = ("all-to-all", "ragged-all-to-all", "all-gather", "reduce-scatter", "all-reduce", "collective-permute")
 _MATMULS = ("dot", "convolution", "ragged-dot")
-_GEMM_TARGETS = ("gemm", "matmul")  # in the names of library calls: __cublas$gemm, __onednn$matmul
-# Opcodes that take time of their own; the rest renames, waits or moves what is already on the device.
+_GEMM_TARGETS = ("gemm", "matmul")  # parts of the names of library calls: __cublas$gemm, __onednn$matmul
+# The opcodes that take time. All others rename, wait for or move what is already on the device.
 _WORK = (
     *_MATMULS,
     *KINDS,
@@ -38,28 +39,29 @@ _WORK = (
 )
 
 
-class Collective(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Collective:
     """One collective instruction of a compiled program."""
 
     kind: str  # one of KINDS
-    axes: tuple[str, ...]  # mesh axes that its groups span, in mesh order; (): see `group_size`
-    group_size: int  # devices that take part together. With axes (): 1 = no partner; more = no product of axes fits
-    bytes: float  # of the whole buffer on one device, once: gathered, to be scattered, reduced, exchanged or passed on
-    count: float  # runs in one run of the program: trip counts of enclosing loops multiplied out
-    asynchronous: bool  # a start and a done, between which other work may run, instead of one blocking operation
-    overlapped: tuple[str, ...]  # opcodes of the work scheduled between the two, "dot" for any matmul; sorted
-    dtype: str  # of the payload, HLO's name; several joined by "+"
-    shapes: tuple[str, ...]  # of the results, one for each array that the compiler packed into the collective
+    axes: tuple[str, ...]  # mesh axes that its replica groups span, in mesh order; (): see `replica_group_size`
+    replica_group_size: int  # devices that take part together; if axes is (), 1: no partner, more: fits no axes
+    bytes: float  # the whole buffer on one device in one run: gathered, to be scattered, reduced, exchanged, passed on
+    count: float  # runs in one run of the program; the trip counts of enclosing loops are multiplied out
+    asynchronous: bool  # whether it is a start and a done, between which other work may run
+    overlapped: tuple[str, ...]  # sorted opcodes of the work scheduled between the two; "dot" for any matmul
+    dtype: str  # element type of the payload, as HLO names it; several are joined by "+"
+    shapes: tuple[str, ...]  # shapes of the results, one for each array that the compiler packed into the collective
     op_name: str  # JAX's name of the operation
     source: str  # the lines of Python that led to it, outermost first
 
 
 class Matmul(NamedTuple):
-    """One matrix product of a compiled program, also inside a fusion or as a library call."""
+    """One matrix product of a compiled program, which may be inside a fusion or a library call."""
 
-    operands: tuple[str, str]  # element types, HLO's names
-    result: str
-    precision: tuple[str, ...]  # of each operand, "highest" ...; (): the backend's default
+    operands: tuple[str, str]  # element types of the two operands, as HLO names them
+    result: str  # element type of the result
+    precision: tuple[str, ...]  # precision of each operand, such as "highest"; (): the backend's default
     op_name: str
     source: str
 
@@ -82,12 +84,12 @@ def collectives(text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
 
 
 def bytes_sent(collective: Collective, mesh: Mesh | AbstractMesh) -> float:
-    """Bytes that one device sends in one run, by the ring formula over the n devices of a group.
+    """Bytes that one device sends in one run, by the ring formula over the n devices of a replica group.
 
-    (n - 1) / n of the buffer for all-gather, reduce-scatter and all-to-all, twice that for all-reduce, all of it for a
-    collective-permute. A ragged all-to-all is charged its whole receive buffer, as if it were full.
+    All-gather, reduce-scatter and all-to-all send (n - 1) / n of the buffer, an all-reduce twice that, and a
+    collective-permute all of it. A ragged all-to-all is charged its whole receive buffer, as if it were full.
     """
-    n = math.prod(mesh.shape[axis] for axis in collective.axes) if collective.axes else collective.group_size
+    n = math.prod(mesh.shape[axis] for axis in collective.axes) if collective.axes else collective.replica_group_size
     if collective.kind == "collective-permute":
         return collective.bytes
     return collective.bytes * (n - 1) / n * (2 if collective.kind == "all-reduce" else 1)
@@ -125,11 +127,11 @@ class _Place(NamedTuple):
     """An instruction's place in the program."""
 
     computation: str
-    index: int
+    position: int  # in the computation's schedule
 
 
 def _asynchronous_callers(program: Program) -> dict[str, _Place]:
-    """Where the start stands that runs a computation beside its caller, for every computation run that way."""
+    """For every computation that runs beside its caller: the place of the start that launches it."""
     callers: dict[str, _Place] = {}
     for name in reversed(program.computations):
         for index, instruction in enumerate(program.computations[name]):
@@ -142,19 +144,21 @@ def _asynchronous_callers(program: Program) -> dict[str, _Place]:
 def _collective(
     program: Program, mesh: Mesh | AbstractMesh, place: _Place, caller: _Place | None, sliced: bool
 ) -> Collective:
-    """The collective at a place.
+    """The collective at `place`.
 
-    `caller`: the start that runs its computation beside other work, if there is one. `sliced`: it stands in a fusion
-    that returns a slice. XLA for TPU writes some reduce-scatters like that: pad, all-reduce, this device's slice.
+    `caller` is the start that runs its computation beside other work, if there is one. `sliced` says that it stands in
+    a fusion that returns a slice: XLA for TPU writes some reduce-scatters as a pad, an all-reduce and a slice.
     """
     instructions = program.computations[place.computation]
-    instruction = instructions[place.index]
+    instruction = instructions[place.position]
     kind = instruction.opcode.removesuffix("-start")
     paired = kind != instruction.opcode
     start = place if paired else caller
-    pair = _pair(instructions, place.index) if paired else None
+    pair = _pair(instructions, place.position) if paired else None
     results = arrays(instructions[pair[1]].shape if pair else instruction.shape)
-    if paired and not pair:  # it ends elsewhere: what is known is the start's shape, operands first, then results
+    if (
+        paired and not pair
+    ):  # it ends in another computation, so only the start's shape is known: operands, then results
         results = results[len(instruction.operands) :][: len(instruction.operands)] or results
     axes, size = _span(instruction, mesh)
     count = program.executions[place.computation]
@@ -164,7 +168,7 @@ def _collective(
     return Collective(
         kind="reduce-scatter" if kind == "all-reduce" and sliced else kind,
         axes=axes,
-        group_size=size,
+        replica_group_size=size,
         bytes=sum(array.bytes for array in results) * (size if kind == "reduce-scatter" else 1),
         count=count,
         asynchronous=start is not None and '"is_sync":true' not in instruction.attributes,
@@ -177,7 +181,7 @@ def _collective(
 
 
 def _fused(program: Program) -> set[str]:
-    """Computations that are the inside of a fusion."""
+    """The names of the computations that are the inside of a fusion."""
     fusions = (i for body in program.computations.values() for i in body if i.opcode.startswith("fusion"))
     return {callee for fusion in fusions for _, callee in fusion.callees()}
 
@@ -187,24 +191,25 @@ def _root(instructions: list[Instruction]) -> Instruction:
 
 
 def _reduction(program: Program, instruction: Instruction) -> Instruction:
-    """The sum inside a reducing collective, which still has its name where rewrites have lost the collective's."""
+    """The sum inside a reducing collective: it keeps its name where rewrites have lost that of the collective."""
     callee = dict(instruction.callees()).get("to_apply")
     return _root(program.computations[callee]) if callee else instruction
 
 
 def _span(instruction: Instruction, mesh: Mesh | AbstractMesh) -> tuple[tuple[str, ...], int]:
-    """Mesh axes and size of a collective's groups."""
+    """Mesh axes and size of a collective's replica groups."""
     if instruction.opcode.startswith("collective-permute"):
         axes = axes_of_pairs(source_target_pairs(instruction.attributes), mesh)
         return axes, math.prod(mesh.shape[axis] for axis in axes)
     groups = replica_groups(instruction.attributes, mesh.size)
-    return axes_of_groups(groups, mesh), groups.shape[1]
+    return axes_of_replica_groups(groups, mesh), groups.shape[1]
 
 
 def _pair(instructions: list[Instruction], start: int) -> tuple[int, int] | None:
-    """Where the asynchronous operation that begins at `start` has its operands, and where it ends; None: elsewhere.
+    """The positions where the asynchronous operation that begins at `start` gets its operands and where it ends.
 
-    On TPU's SparseCore the start only wakes the core (it has no operands) and an update hands over the data.
+    None means that it ends in another computation. On TPU's SparseCore the start only wakes the core, without operands,
+    and an update hands over the data.
     """
     chain, launched = {instructions[start].name}, start
     for index, instruction in enumerate(instructions[start + 1 :], start + 1):
@@ -218,14 +223,14 @@ def _pair(instructions: list[Instruction], start: int) -> tuple[int, int] | None
 
 
 def _between(program: Program, start: _Place) -> list[Instruction]:
-    """What is scheduled while an asynchronous operation runs; nothing if its end is not in the same computation."""
+    """The instructions scheduled while an asynchronous operation runs; none if it ends in another computation."""
     instructions = program.computations[start.computation]
-    pair = _pair(instructions, start.index)
+    pair = _pair(instructions, start.position)
     return instructions[pair[0] + 1 : pair[1]] if pair else []
 
 
 def _work(program: Program, instructions: list[Instruction]) -> tuple[str, ...]:
-    """Kinds of work among `instructions`; whatever contains a matrix product is "dot"."""
+    """The opcodes of work among `instructions`; whatever contains a matrix product is "dot"."""
     working = [i for i in instructions if i.opcode in _WORK]
     return tuple(sorted({"dot" if _multiplies(program, i) else i.opcode for i in working}))
 

@@ -1,6 +1,7 @@
-"""From the device groups of a collective, as a compiled program prints them, to the mesh axes they span.
+"""Finds the mesh axes that a collective spans from its replica groups, as a compiled program prints them.
 
-Numbers in the groups are positions in the mesh (`mesh.devices` flattened), not device ids.
+A replica group is a set of devices that take part in a collective together. Its numbers are positions in the mesh
+(`mesh.devices` flattened), not device ids.
 """
 
 import itertools
@@ -20,13 +21,13 @@ _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)*)\}")
 
 
 def replica_groups(attributes: str, devices: int) -> Int[np.ndarray, "groups size"]:
-    """The groups of one collective, from its attributes. The text has them in one of three forms.
+    """The replica groups of one collective, read from its attributes, which have them in one of three forms.
 
-        {{0,1},{2,3}}                         listed; {} is one group of all
+        {{0,1},{2,3}}                         listed; {} is one group of all devices
         [2,2]<=[2,2]T(1,0)                    0, 1, 2 ... as a [2,2] array, transposed, in rows of [2,2]
-        mesh['data'=2,'expert'=2] {'expert'}  along named axes; device_ids, listed or as [2,2]T(1,0), may follow
+        mesh['data'=2,'expert'=2] {'expert'}  along named axes; device_ids may follow, listed or as [2,2]T(1,0)
 
-    Raises ValueError for any other.
+    Raises ValueError for any other form.
     """
     if found := _NAMED.search(attributes):
         return _along_named_axes(*found.groups())
@@ -40,9 +41,9 @@ def replica_groups(attributes: str, devices: int) -> Int[np.ndarray, "groups siz
 
 
 def source_target_pairs(attributes: str) -> Int[np.ndarray, "pairs 2"]:
-    """Who sends to whom in a collective-permute.
+    """The (sender, receiver) pairs of a collective-permute.
 
-    Raises ValueError where the attributes do not say.
+    Raises ValueError if the attributes have none.
     """
     found = _PAIRS.search(attributes)
     if not found:
@@ -50,8 +51,8 @@ def source_target_pairs(attributes: str) -> Int[np.ndarray, "pairs 2"]:
     return np.array([_integers(pair) for pair in re.findall(r"\{(\d+,\d+)\}", found[1])]).reshape(-1, 2)
 
 
-def axes_of_groups(groups: Int[np.ndarray, "groups size"], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The axes whose product gives exactly these groups, in mesh order; () if there are none."""
+def axes_of_replica_groups(groups: Int[np.ndarray, "groups size"], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The axes whose product gives exactly these replica groups, in mesh order; () if there are none."""
     wanted = {frozenset(group.tolist()) for group in groups}
     live = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
     places = np.arange(mesh.size).reshape(tuple(mesh.shape.values()))
@@ -64,19 +65,21 @@ def axes_of_groups(groups: Int[np.ndarray, "groups size"], mesh: Mesh | Abstract
 
 
 def axes_of_pairs(pairs: Int[np.ndarray, "pairs 2"], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
-    """The axes along which some sender and its receiver lie apart, in mesh order."""
+    """The axes, in mesh order, along which at least one sender and its receiver differ."""
     sizes = tuple(mesh.shape.values())
     source, target = (np.unravel_index(pairs[:, side], sizes) for side in (0, 1))
     return tuple(axis for axis, a, b in zip(mesh.axis_names, source, target, strict=True) if np.any(a != b))
 
 
 def _along_named_axes(mesh: str, order: str | None, axes: str) -> Int[np.ndarray, "groups size"]:
-    """Groups along axes of a mesh that the program itself describes.
+    """Replica groups along axes of a mesh that the program itself describes.
 
-    'a':(2)4 is a part of axis a: cut into factors, major first, the one of size 4 that factors of product 2 precede.
+    'a':(2)4 is a part of axis a: if the axis is cut into factors, the major one first, it is the factor of size 4
+    behind factors whose product is 2.
     """
     wanted = [(name, int(before or 1), int(size or 0)) for name, before, size in _AXIS.findall(axes)]
-    shape, dims = [], []
+    shape: list[int] = []
+    dims: list[int] = []
     for name, text in re.findall(r"'([^']+)'=(\d+)", mesh):
         whole = int(text)
         parts = [(before, before * (size or whole)) for axis, before, size in wanted if axis == name]
@@ -97,7 +100,7 @@ def _groups_along(places: Int[np.ndarray, "..."], dims: list[int]) -> Int[np.nda
 
 
 def _iota(shape: tuple[int, ...], order: tuple[int, ...]) -> Int[np.ndarray, "..."]:
-    """0, 1, 2 ... in `shape`, its dimensions then put in `order` (empty: as they are)."""
+    """The numbers 0, 1, 2 ... in `shape`, whose dimensions are then put in `order` (empty: they stay)."""
     return np.arange(math.prod(shape)).reshape(shape).transpose(order or range(len(shape)))
 
 

@@ -14,15 +14,19 @@ from moe_jax.config.schema import RunConfig
 def audit(run: RunConfig, mesh: Mesh, compiled: jax.stages.Compiled, compile_seconds: float) -> dict[str, Any]:
     """Memory and communication of a step, per device.
 
-    `collectives` has a row for each kind, axes and way of running: `count` runs a step, `bytes` their payload and
-    `bytes_sent` what the ring formula sends of it, both summed over the runs; `beside_matmul` counts those that have a
-    matrix product scheduled between their start and their done.
+    `collectives` has a row for each kind, axes and way of running. Its `count` is the number of runs in a step, `bytes`
+    their payload and `bytes_sent` what the ring formula sends of it, both summed over the runs; `beside_matmul` counts
+    the runs that have a matrix product scheduled between their start and their done. Raises ValueError where the
+    compiler reports neither text nor memory.
     """
-    found = collectives(compiled.as_text(), mesh)
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    if text is None or memory is None:
+        raise ValueError("the compiler of this platform reports no text or no memory: audit for another target")
+    found = collectives(text, mesh)
     row_of = lambda c: (c.kind, c.axes, c.asynchronous)
     rows = []
-    for (kind, axes, asynchronous), group in itertools.groupby(sorted(found, key=row_of), key=row_of):
-        members = list(group)
+    for (kind, axes, asynchronous), alike in itertools.groupby(sorted(found, key=row_of), key=row_of):
+        members = list(alike)
         rows.append(
             {
                 "kind": kind,
@@ -37,7 +41,7 @@ def audit(run: RunConfig, mesh: Mesh, compiled: jax.stages.Compiled, compile_sec
     return {
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
-        "peak_memory_bytes": compiled.memory_analysis().peak_memory_in_bytes,
+        "peak_memory_bytes": memory.peak_memory_in_bytes,
         "bytes_sent": sum(row["bytes_sent"] for row in rows),
         "collectives": rows,
         "violations": violations(found, run, mesh),

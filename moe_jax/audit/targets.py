@@ -1,4 +1,4 @@
-"""Devices of hardware that is not there, to compile for: "v5p:4x4x4", "h100:8", "h100:2x8" (hosts x GPUs).
+"""Describes devices that are not there, to compile for them: "v5p:4x4x4", "h100:8", "h100:2x8" (hosts x GPUs).
 
 TPU names and topologies are libtpu's, in chips. For GPUs the last number counts those of one NVLink domain (a host, or
 a rack of GB200) and the one before it the domains. The compiled program depends on the chip and on the mesh, not on how
@@ -17,7 +17,7 @@ from jax.experimental import topologies
 
 
 class Gpu(NamedTuple):
-    """What XLA wants to know of a GPU. NVIDIA's data sheets, and what the driver reports."""
+    """What XLA wants to know about a GPU, from NVIDIA's data sheets and from what the driver reports."""
 
     name: str  # as the driver reports it
     capability: int  # major compute capability
@@ -28,8 +28,8 @@ class Gpu(NamedTuple):
     bandwidth: int  # bytes a second
     l2_cache: int  # bytes
     shared_per_core: int  # bytes
-    per_host: int
-    per_domain: int  # at most, over NVLink
+    per_host: int  # GPUs of a host
+    per_domain: int  # at most so many GPUs are connected over NVLink
 
 
 GPUS = {
@@ -45,9 +45,9 @@ GPUS = {
     "b200": Gpu("NVIDIA B200", 10, 148, 128, 1.965, 191_514_411_008, 7_672_320_000_000, 132_644_864, 233_472, 8, 8),
     "gb200": Gpu("NVIDIA GB200", 10, 152, 128, 2.062, 197_897_748_480, 7_928_064_000_000, 135_528_448, 233_472, 4, 72),
 }
-TPUS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2x1"}  # smallest: one host
+TPUS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2x1"}  # the smallest topology: one host
 
-# Without these libtpu asks Google's metadata server where it runs, and refuses a second process.
+# Without these settings libtpu asks Google's metadata server where it runs, and refuses a second process.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -57,11 +57,11 @@ _ENVIRONMENT = {
 
 
 def devices(target: str) -> list[jax.Device]:
-    """Devices that can be compiled for and nothing else, in the order of the topology.
+    """Devices that one can compile for but not run on, in the order of the topology.
 
-    Unless the user chose platforms, JAX runs on CPU from here on. What is set in the environment is left as it is.
+    Unless the user chose platforms, JAX runs on CPU from here on. Variables that the environment already has stay.
 
-    Raises ValueError (one line) for a name or topology that does not exist, and where the compiler is not installed.
+    Raises ValueError (one line) for a name or topology that does not exist, and if the compiler is not installed.
     """
     chip, colon, topology = target.partition(":")
     if chip not in GPUS and chip not in TPUS:
@@ -101,7 +101,7 @@ def _gpus(chip: str, topology: str) -> list[jax.Device]:
             f"and whole hosts of {gpu.per_host}"
         )
     hosts = max(1, size // gpu.per_host)
-    jax.devices()  # starts the backends once: otherwise the plugin is registered twice
+    jax.devices()  # starts the backends, since the plugin would otherwise be registered twice
     described = topologies.get_topology_desc(
         "", platform="cuda", target_config=_target_config(gpu), topology=f"{domains}x{hosts}x{size // hosts}"
     )
@@ -109,7 +109,7 @@ def _gpus(chip: str, topology: str) -> list[jax.Device]:
 
 
 def _target_config(gpu: Gpu) -> str:
-    """XLA's GpuTargetConfigProto as text."""
+    """The text form of XLA's GpuTargetConfigProto."""
     return f"""gpu_device_info {{
       threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
       shared_memory_per_block: 49152 shared_memory_per_core: {gpu.shared_per_core}

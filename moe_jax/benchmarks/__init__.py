@@ -1,1 +1,1 @@
-"""Benchmarks: ratios against references that take turns in the same run."""
+"""Benchmarks measure ratios between candidates that take turns in the same run."""

@@ -1,13 +1,14 @@
-"""What an MoE layer costs beyond its experts: forward and backward pass over the expert matmuls on the same buffers."""
+"""What an MoE layer costs beyond its experts: its training pass over that of the expert matmuls on the same buffers."""
 
 import statistics
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from moe_jax.benchmarks.timing import median_ratio, paired_times
 from moe_jax.config.capacity import capacity
@@ -27,7 +28,7 @@ class LayerCase(NamedTuple):
     d_ff: int
     num_experts: int
     top_k: int
-    routing: str  # uniform | zipf: expert e is chosen in proportion to 1 / (e + 1), before drops
+    routing: str  # uniform, or zipf, where expert e is chosen in proportion to 1 / (e + 1) before drops
     tokens: int = 4096
 
 
@@ -59,8 +60,15 @@ def build(case: LayerCase, dispatcher: str) -> tuple[MoELayer, Float[Array, "1 T
     return layer, x
 
 
-def whole_layer(layer: MoELayer, x: Float[Array, "1 T D"]):
-    """A jitted forward and backward pass of the whole layer: gradients of its weights and of x."""
+class Program(NamedTuple):
+    """A compiled forward and backward pass, and a call of it with its arguments."""
+
+    compiled: jax.stages.Compiled
+    call: Callable[[], PyTree]
+
+
+def whole_layer(layer: MoELayer, x: Float[Array, "1 T D"]) -> Program:
+    """Computes the gradients of the layer's weights and of x."""
     graphdef, weights = nnx.split(layer)
 
     def loss(weights, x):
@@ -70,8 +78,8 @@ def whole_layer(layer: MoELayer, x: Float[Array, "1 T D"]):
     return _compiled(_on_one_device(loss), weights, x)
 
 
-def expert_matmuls(layer: MoELayer, x: Float[Array, "1 T D"]):
-    """A jitted forward and backward pass of the experts alone, on buffers of the size that the layer fills."""
+def expert_matmuls(layer: MoELayer, x: Float[Array, "1 T D"]) -> Program:
+    """Computes the gradients of the experts alone, on random buffers of the size that the layer fills."""
     moe = layer.moe
     graphdef, weights = nnx.split(layer.experts)
     slots = capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
@@ -85,18 +93,18 @@ def expert_matmuls(layer: MoELayer, x: Float[Array, "1 T D"]):
     return _compiled(_on_one_device(loss), weights, buffers)
 
 
-def _on_one_device(loss):
+def _on_one_device(loss: Callable) -> Callable:
     mesh = make_mesh(MeshConfig())
     return jax.shard_map(loss, mesh=mesh, in_specs=(P(), P()), out_specs=P())
 
 
-def _compiled(loss, *args):
+def _compiled(loss: Callable, *args: PyTree) -> Program:
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*args).compile()
-    return compiled, lambda: compiled(*args)
+    return Program(compiled, lambda: compiled(*args))
 
 
 def run(repeats: int) -> list[dict[str, Any]]:
-    """All cases, each printed as it is done."""
+    """Runs all cases and prints each as it is done."""
     print("| d | F | E | K | routing | dropped | capacity / experts | einsum / experts | experts, ms |")
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
@@ -120,11 +128,12 @@ def run_case(case: LayerCase, repeats: int) -> dict[str, Any]:
         "capacity": whole_layer(layer, x),
         "einsum": whole_layer(*build(case, "einsum")),
     }
-    times = paired_times({name: call for name, (_, call) in programs.items()}, repeats)
+    times = paired_times({name: program.call for name, program in programs.items()}, repeats)
     row = case._asdict() | {"dropped": _dropped(layer, x), "experts_ms": 1e3 * statistics.median(times["experts"])}
-    for name, (program, _) in programs.items():
+    for name, program in programs.items():
+        memory = program.compiled.memory_analysis()
         row[f"{name}_ratio"] = median_ratio(times, name, "experts")
-        row[f"{name}_temporary_bytes"] = program.memory_analysis().temp_size_in_bytes
+        row[f"{name}_temporary_bytes"] = memory.temp_size_in_bytes if memory else None
     return row
 
 

@@ -1,5 +1,6 @@
-"""What expert parallelism costs in overhead: eight devices against one on the same work, and more experts for it."""
+"""What expert parallelism costs: eight devices against one on the same work, and more experts for the same work."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
 
 from moe_jax.benchmarks.layer import LayerCase, build, expert_matmuls, whole_layer
 from moe_jax.benchmarks.timing import median_ratio, paired_times
@@ -31,7 +33,7 @@ GROUP, D_MODEL, D_FF = 1024, 256, 1024
 
 
 def run(repeats: int) -> list[dict[str, Any]]:
-    """Both tables, printed as they are done. Raises ValueError where there are not eight devices."""
+    """Runs and prints both tables. Raises ValueError if there are fewer than eight devices."""
     if jax.device_count() < 8:
         raise ValueError(
             f"--suite=parallel needs 8 devices and there are {jax.device_count()}: set "
@@ -41,7 +43,7 @@ def run(repeats: int) -> list[dict[str, Any]]:
 
 
 def _meshes(repeats: int) -> list[dict[str, Any]]:
-    """Forward and backward pass of a layer on eight groups of tokens, by mesh, over that on one device."""
+    """Time of a layer's training pass on eight groups of tokens on each mesh, over that on one device."""
     candidates = {"one device": layer_on(MeshConfig())} | {_name(mesh): layer_on(mesh) for mesh in MESHES}
     times = paired_times(candidates, repeats)
     print("| mesh | time / one device |\n|---|---|")
@@ -54,24 +56,24 @@ def _meshes(repeats: int) -> list[dict[str, Any]]:
 
 
 def _experts(repeats: int) -> list[dict[str, Any]]:
-    """Growth of the layer's time with E, at fixed tokens, group and capacity factor, over that of its matmuls alone."""
+    """Growth of the layer's time with E over that of its matmuls alone; tokens, group and capacity factor stay."""
     candidates = {}
     for experts in EXPERTS:
         layer, x = build(LayerCase(D_MODEL, D_FF, experts, 1, "uniform"), "capacity")
-        candidates[f"layer {experts}"] = whole_layer(layer, x)[1]
-        candidates[f"matmuls {experts}"] = expert_matmuls(layer, x)[1]
+        candidates[f"layer {experts}"] = whole_layer(layer, x).call
+        candidates[f"matmuls {experts}"] = expert_matmuls(layer, x).call
     times = paired_times(candidates, repeats)
     print("| E | layer / layer of 8 | matmuls / matmuls of 8 | growth of one over the other |\n|---|---|---|---|")
     rows = []
     for experts in EXPERTS:
-        layer, matmuls = (median_ratio(times, f"{kind} {experts}", f"{kind} 8") for kind in ("layer", "matmuls"))
-        print(f"| {experts} | {layer:.2f} | {matmuls:.2f} | {layer / matmuls:.2f} |", flush=True)
-        rows.append({"num_experts": experts, "layer_growth": layer, "matmul_growth": matmuls})
+        whole, matmuls = (median_ratio(times, f"{kind} {experts}", f"{kind} 8") for kind in ("layer", "matmuls"))
+        print(f"| {experts} | {whole:.2f} | {matmuls:.2f} | {whole / matmuls:.2f} |", flush=True)
+        rows.append({"num_experts": experts, "layer_growth": whole, "matmul_growth": matmuls})
     return rows
 
 
-def layer_on(mesh_config: MeshConfig):
-    """A call of a compiled forward and backward pass on eight groups, the weights and tokens laid out on the mesh."""
+def layer_on(mesh_config: MeshConfig) -> Callable[[], PyTree]:
+    """A call of a compiled training pass on eight groups, with the weights and tokens laid out on the mesh."""
     mesh = make_mesh(mesh_config)
     moe = MoEConfig(
         num_experts=8, top_k=2, router="top_k", d_ff=D_FF, activation="relu", capacity_factor=1.0, group_size=GROUP

@@ -1,8 +1,9 @@
 """What a router costs: a layer's training pass with each file of `configs/routers/`, over that with plain top-k.
 
-From a file come the router, its options and the weights of its auxiliary losses; the sizes are those below. The pass is
-that of training: forward and backward, losses by the functions of the training step, routing statistics computed, and
-all that changes from step to step an argument (of constants XLA would fold a part of a hash or a draw away).
+A file gives the router, its options and the weights of its auxiliary losses; the sizes are those below. The pass is
+the one of training: it goes forward and backward, takes the losses from the functions of the training step and computes
+the routing statistics. Whatever changes from step to step is an argument, since XLA would fold a part of a hash or of a
+draw away if it were constant.
 """
 
 import dataclasses
@@ -29,12 +30,12 @@ from moe_jax.parallel.mesh import make_mesh
 from moe_jax.resolve.resolve import resolve
 from moe_jax.resolve.router_configs import router_configs
 
-REFERENCE, CONTROL = "top_k", "top_k again"  # the same routing twice: how far their ratio is from 1 is noise
+REFERENCE, CONTROL = "top_k", "top_k again"  # the same routing twice, so that their ratio shows the noise
 VOCABULARY = 1024
 
 
 class Sizes(NamedTuple):
-    """Of the layer, at capacity factor 1, and of its input, whose tokens are all one group."""
+    """Sizes of a layer, at capacity factor 1, and of its input, whose tokens are all one group."""
 
     d_model: int = 256
     d_ff: int = 1024
@@ -55,10 +56,11 @@ class Comparison(NamedTuple):
 
 
 def comparisons(configs: Mapping[str, MoEConfig]) -> list[Comparison]:
-    """Every file in one of them at least.
+    """The comparisons, which have every file at least once.
 
-    Top-1: routers by token choice whose file has K = 1; top-2: all of them that can have K = 2. A router that fills its
-    slots (expert choice, Soft MoE) takes so much memory that it slows what comes next: it has a comparison of its own.
+    Top-1 has the routers by token choice whose file has K = 1, and top-2 has all that can have K = 2. A router that
+    fills its slots (expert choice, Soft MoE) takes so much memory that it slows what comes next, so each of them has a
+    comparison of its own.
     """
     fills_slots = {name: ROUTERS[moe.router].fills_slots for name, moe in configs.items()}
     token_choice = {name: moe for name, moe in configs.items() if not fills_slots[name]}
@@ -71,10 +73,10 @@ def comparisons(configs: Mapping[str, MoEConfig]) -> list[Comparison]:
 
 
 def run(repeats: int) -> list[dict[str, Any]]:
-    """All comparisons with all numbers of experts, each comparison printed as it is done."""
+    """Runs all comparisons with all numbers of experts and prints each comparison as it is done."""
     print("| comparison | router |" + "".join(f" E {experts} |" for experts in EXPERTS))
     print("|---" * (len(EXPERTS) + 2) + "|")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for comparison in comparisons(router_configs()):
         columns = [compare(comparison, experts, repeats) for experts in EXPERTS]
         for row in zip(*columns, strict=True):
@@ -86,7 +88,7 @@ def run(repeats: int) -> list[dict[str, Any]]:
 
 
 def compare(comparison: Comparison, experts: int, repeats: int) -> list[dict[str, Any]]:
-    """A row for each router: its time over the reference's, and in milliseconds."""
+    """A row for each router, with its time as a ratio to the reference's and in milliseconds."""
     calls = {name: compiled_pass(moe, SIZES) for name, moe in routings(comparison, experts)}
     times = paired_times(calls, repeats)
     return [
@@ -111,7 +113,10 @@ def routings(comparison: Comparison, experts: int, sizes: Sizes = SIZES) -> Iter
 
 
 def resized(moe: MoEConfig, experts: int, top_k: int, sizes: Sizes) -> MoEConfig:
-    """The routing of `moe` in a layer of these sizes; groups have two experts at least, their share is kept."""
+    """The routing of `moe` in a layer of these sizes.
+
+    Expert groups have at least two experts, and the share of groups that a token may use stays, rounded up.
+    """
     groups = min(moe.expert_groups, experts // 2)
     fields = dataclasses.asdict(moe) | {
         "num_experts": experts,
@@ -130,18 +135,21 @@ def resized(moe: MoEConfig, experts: int, top_k: int, sizes: Sizes) -> MoEConfig
 
 
 def training_pass(moe: MoEConfig, sizes: Sizes) -> tuple[Callable, tuple[PyTree, ...]]:
-    """A function and its arguments: the loss with the routing sums, and the gradients of the layer's weights and of x.
+    """A function with its arguments; it returns (loss, routing sums) and the gradients of the layer's weights and of x.
 
-    The loss is the square of the output, in the place of the cross-entropy, and the auxiliary losses of `moe`.
+    The loss is the square of the output, which stands in for the cross-entropy, plus the auxiliary losses of `moe`.
     """
     layer = MoELayer(sizes.d_model, moe, fan_in_init(1.0), nnx.Rngs(params=0))
-    graphdef, params, balance_bias = nnx.split(layer, nnx.Param, ...)
+    graphdef, *states = nnx.split(layer, nnx.Param, ...)
+    params, balance_bias = states
     shape = (sizes.sequences, sizes.length)
     x = jax.random.normal(jax.random.key(1), (*shape, sizes.d_model))
     ids = jax.random.randint(jax.random.key(2), shape, 0, VOCABULARY)
     keys = jax.random.split(jax.random.key(3), 1)  # one group
 
-    def on_device(params: PyTree, x: Float[Array, "B L D"], balance_bias: PyTree, tokens: tuple[Array, ...]):
+    def on_device(
+        params: PyTree, x: Float[Array, "B L D"], balance_bias: PyTree, tokens: tuple[Array, Array, Array, Array]
+    ):
         return nnx.merge(graphdef, params, balance_bias)(x, TokenInfo(*tokens), True)
 
     on_one_device = jax.shard_map(on_device, mesh=make_mesh(MeshConfig()), in_specs=P(), out_specs=P())
@@ -155,7 +163,7 @@ def training_pass(moe: MoEConfig, sizes: Sizes) -> tuple[Callable, tuple[PyTree,
 
 
 def compiled_pass(moe: MoEConfig, sizes: Sizes) -> Callable[[], PyTree]:
-    """A call of `training_pass`, compiled."""
+    """A call of the compiled `training_pass`."""
     function, args = training_pass(moe, sizes)
     compiled = jax.jit(function).lower(*args).compile()
     return lambda: compiled(*args)

@@ -1,4 +1,4 @@
-"""Timing by ratio: candidates take turns within one run, so that a machine that drifts slows all of them."""
+"""Timing by ratio: candidates take turns within one run, so that a drift of the machine slows all of them."""
 
 import random
 import statistics
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Ratio(NamedTuple):
-    """Of the times of two candidates, over the repeats: the median, and the quartiles as its spread."""
+    """The ratio of two candidates' times over the repeats: its median, and its quartiles as the spread."""
 
     median: float
     lower_quartile: float
@@ -22,9 +22,10 @@ class Ratio(NamedTuple):
 
 
 def paired_times(candidates: Mapping[str, Callable[[], Any]], repeats: int, seed: int = 0) -> dict[str, list[float]]:
-    """Seconds of every call, by candidate: each is called once to compile, then once in each repeat, see `turns`.
+    """Seconds of every call, by candidate.
 
-    A candidate returns JAX arrays; the time includes waiting for them.
+    Each candidate is called once to compile and then once in each repeat, in the order of `turns`. It returns JAX
+    arrays, and the time includes waiting for them.
     """
     for call in candidates.values():
         jax.block_until_ready(call())
@@ -38,15 +39,16 @@ def paired_times(candidates: Mapping[str, Callable[[], Any]], repeats: int, seed
 
 
 def turns(names: Iterable[str], repeats: int, seed: int = 0) -> list[list[str]]:
-    """The order of the candidates in each repeat: shuffled anew, so that none always pays for the memory that the same
-    other one took before it. The same for the same seed.
+    """The order of the candidates in each repeat, which `seed` determines.
+
+    Every repeat is shuffled anew, so that no candidate always pays for the memory that the same other one took before.
     """
     names, draw = list(names), random.Random(seed)
     return [draw.sample(names, len(names)) for _ in range(repeats)]
 
 
 def paired_ratio(times: Mapping[str, list[float]], name: str, reference: str) -> Ratio:
-    """time(name) / time(reference) of the same repeat, over the repeats."""
+    """time(name) / time(reference) within one repeat, over the repeats."""
     ratios = [a / b for a, b in zip(times[name], times[reference], strict=True)]
     lower, upper = np.quantile(ratios, [0.25, 0.75])
     return Ratio(statistics.median(ratios), float(lower), float(upper))

@@ -1,8 +1,8 @@
-"""Do later tokens change what earlier ones get? Measured by changing them, for every router, dispatcher and drop order.
+"""Do later tokens change what earlier ones get? Every router, dispatcher and drop order is measured by changing them.
 
     python -m moe_jax.documentation.causality
 
-prints the table. What the registries promise (`Router.causal`, `DropOrder.causal`) stands beside it.
+prints the table, with what the registries promise (`Router.causal`, `DropOrder.causal`) beside what is measured.
 """
 
 import functools
@@ -40,16 +40,16 @@ class Case(NamedTuple):
 
     @property
     def causal(self) -> bool:
-        """What the registries promise of training."""
+        """Whether the registries promise causality in training."""
         return ROUTERS[self.router].causal and DROP_ORDERS[self.drop_order].causal(self.top_k)
 
     @property
     def causal_in_evaluation(self) -> bool:
-        """Likewise of evaluation."""
+        """Whether the registries promise causality in evaluation."""
         return ROUTERS[self.router].causal_in_evaluation and DROP_ORDERS[self.drop_order].causal(self.top_k)
 
     def config(self, capacity_factor: float = TIGHT) -> MoEConfig:
-        """A small layer with jitter in training, where the router knows it."""
+        """A small layer, with jitter in training if the router has that option."""
         router = ROUTERS[self.router]
         fields = {
             "num_experts": EXPERTS,
@@ -69,22 +69,25 @@ class Leak(NamedTuple):
 
     training: float
     evaluation: float
-    dropped: float  # choices without a slot, in training: without any, drop orders show nothing
+    dropped: float  # fraction of choices without a slot in training; where it is 0, drop orders show nothing
 
 
 def cases() -> Iterator[Case]:
-    """Every registered router (K its own, or 1 and 2) in every drop order, by every dispatcher that it allows."""
+    """Every registered router in every drop order and with every dispatcher that it allows.
+
+    K is the one that the router requires, or each of 1 and 2 that it can have.
+    """
     for name, router in ROUTERS.items():
         fixed = router.fixed_fields
         for top_k in (router.required_top_k,) if router.required_top_k else range(router.least_top_k, 3):
-            for order in [fixed["drop_order"]] if "drop_order" in fixed else DROP_ORDERS:
-                for dispatcher in [fixed["dispatcher"]] if "dispatcher" in fixed else DISPATCHERS:
+            for order in [str(fixed["drop_order"])] if "drop_order" in fixed else DROP_ORDERS:
+                for dispatcher in [str(fixed["dispatcher"])] if "dispatcher" in fixed else DISPATCHERS:
                     yield Case(name, top_k, order, dispatcher)
 
 
 @functools.cache
 def measure(moe: MoEConfig) -> Leak:
-    """Routes random tokens twice, the second half of each group replaced the second time; the noise stays the same."""
+    """Routes random tokens twice with the same noise; the second half of each group is replaced the second time."""
     layer = MoELayer(D_MODEL, moe, fan_in_init(1.0), nnx.Rngs(params=0))
     graphdef, weights = nnx.split(layer)
 
@@ -102,8 +105,8 @@ def measure(moe: MoEConfig) -> Leak:
     first = np.arange(TOKENS) < TOKENS // 2
     *before, dropped = run(weights, x, ids)
     *after, _ = run(weights, np.where(first[:, None], x, other_x), np.where(first, ids, other_ids))
-    changed = [float(np.mean(_differ(a, b)[:, first])) for a, b in zip(before, after, strict=True)]
-    return Leak(*changed, dropped=float(dropped))
+    training, evaluation = (float(np.mean(_differ(a, b)[:, first])) for a, b in zip(before, after, strict=True))
+    return Leak(training, evaluation, float(dropped))
 
 
 def table() -> list[str]:

@@ -1,4 +1,4 @@
-"""docs/routers.md, written from the registries: papers, fields, losses, and causality as it is measured.
+"""Writes docs/routers.md from the registries: papers, fields, losses, and causality as it is measured.
 
 python -m moe_jax.documentation.routers > docs/routers.md
 """
@@ -71,7 +71,7 @@ def _overview() -> Iterator[str]:
 
 
 def _leaks() -> Iterator[str]:
-    """Every router in every drop order that it can have, and the plain one with a single choice."""
+    """The leak of every router in every drop order that it can have, and of plain top-k with a single choice."""
 
     def cells(case: Case) -> Iterator[str]:
         for order in DROP_ORDERS:

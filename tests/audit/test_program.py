@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from moe_jax.audit.hlo import arrays, parse
 from moe_jax.audit.program import bytes_sent, collectives, matmuls
-from moe_jax.audit.replica_groups import axes_of_groups, axes_of_pairs, replica_groups
+from moe_jax.audit.replica_groups import axes_of_pairs, axes_of_replica_groups, replica_groups
 
 AXES = ("data", "fsdp", "expert")
 HLO = pathlib.Path(__file__).parent / "hlo"
@@ -50,7 +50,7 @@ def gather(axes):
 )
 def test_a_gather_is_found_over_exactly_its_axes(axes):
     found = only(collectives(compiled(gather(axes), P(AXES), (16, 3), out=P()), MESH))
-    assert (found.kind, found.axes, found.group_size) == ("all-gather", axes, 2 ** len(axes))
+    assert (found.kind, found.axes, found.replica_group_size) == ("all-gather", axes, 2 ** len(axes))
     assert found.bytes == 2 * 2 ** len(axes) * 3 * 4  # 2 rows a device, float32, gathered
     assert bytes_sent(found, MESH) == found.bytes * (1 - 2 ** -len(axes))
 
@@ -164,14 +164,14 @@ FORMS = {
 
 @pytest.mark.parametrize(("printed", "axes"), FORMS.items())
 def test_forms_of_replica_groups(printed, axes):
-    assert axes_of_groups(replica_groups(f", channel_id=1, {printed}, dimensions=...", 8), MESH) == axes
+    assert axes_of_replica_groups(replica_groups(f", channel_id=1, {printed}, dimensions=...", 8), MESH) == axes
 
 
 def test_groups_that_fit_no_axes_keep_their_size():
     text = compiled(gather("expert"), P(AXES), (16, 3), out=P())
     odd = re.sub(r"replica_groups=.*?, dimensions", "replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions", text)
     found = only(collectives(odd, grid(4, 2, 1)))
-    assert (found.axes, found.group_size) == ((), 4)
+    assert (found.axes, found.replica_group_size) == ((), 4)
     assert bytes_sent(found, MESH) == found.bytes * 3 / 4
 
 
