@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from moe_jax.config.schema import RunConfig
-from moe_jax.resolve.resolve import check_field, resolve
+from moe_jax.resolve import check_field, resolve
 
 BAD_INPUT = 2  # exit code
 _PACKAGE = Path(__file__).parent

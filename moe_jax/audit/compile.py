@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from moe_jax.config.schema import RunConfig
 from moe_jax.parallel.compiler_options import compiler_options
+from moe_jax.tasks.registry import task_of
 from moe_jax.train.setup import lower_train_step
 
 
@@ -21,5 +22,5 @@ def compile_train_step(
     """
     options = compiler_options(mesh.devices.flat[0].platform) if options is None else options
     start = time.perf_counter()
-    compiled = lower_train_step(run, mesh).compile(compiler_options=dict(options) or None)
+    compiled = lower_train_step(task_of(run), mesh).compile(compiler_options=dict(options) or None)
     return compiled, time.perf_counter() - start

@@ -15,14 +15,14 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe_jax.audit.program import Collective
-from moe_jax.config.capacity import capacity
-from moe_jax.config.layers import moe_segments, num_moe_layers
+from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import MoEConfig, RunConfig
-from moe_jax.moe.router import columns
+from moe_jax.moe.dispatchers import dispatcher_of
+from moe_jax.moe.observe import num_sums
 from moe_jax.moe.routers import ROUTERS
-from moe_jax.moe.routers.soft import Soft
 from moe_jax.parallel.mesh import DATA, EXPERT, FSDP, TENSOR
 from moe_jax.parallel.sharding import RULES
+from moe_jax.tasks.registry import task_of
 from moe_jax.train.state import build_model
 
 EXCHANGES = {"none": 4, "save_exchange": 4, "full": 6}  # all-to-alls of an MoE layer in a step, by model.remat
@@ -52,7 +52,7 @@ def exchange_bytes(run: RunConfig, moe: MoEConfig, platform: str) -> int:
     itemsize = max(ITEMSIZE[moe.exchange_dtype or run.model.dtype], 4 if platform == "cpu" else 0)
     sequences = run.data.batch_size // run.train.accumulate // (mesh.data * mesh.fsdp * mesh.expert)
     groups = sequences * run.data.sequence_length // moe.group_size
-    return groups * moe.num_experts * _slots(moe) * run.model.d_model * itemsize
+    return groups * dispatcher_of(moe).rows() * run.model.d_model * itemsize
 
 
 def _exchange(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
@@ -64,7 +64,7 @@ def _exchange(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterat
     by_layer = EXCHANGES[run.model.remat] * run.train.accumulate if run.mesh.expert > 1 else 0
     parts, platform = moe_segments(run), mesh.devices.flat[0].platform
     count = sum(c.count for c in tokens)
-    expected = by_layer * sum(part.num_moe_layers for part in parts) * run.moe.exchange_chunks
+    expected = by_layer * sum(part.num_moe_layers * dispatcher_of(part.moe).exchanges for part in parts)
     if count != expected:
         yield f"{count:g} all-to-alls in a step, not {expected}"
     sent = sum(c.count * c.bytes for c in tokens)
@@ -152,29 +152,25 @@ def tensor_elements(run: RunConfig) -> int:
     passes = 2 if run.model.remat == "none" else 3
     by_layer = 2 * passes * run.model.d_model + passes * _ranks(run.moe)
     output = run.model.d_model + 3 * passes  # the gradient of the head's input; maximum, sum and target of the softmax
-    soft = issubclass(ROUTERS[run.moe.router], Soft)
-    slots = tokens // run.moe.group_size * run.moe.num_experts * _slots(run.moe) if soft else 0
-    rows = tokens * (run.model.num_layers * by_layer + output)
-    rows += slots * num_moe_layers(run) * passes * run.model.d_model  # soft: summed where other routers sum tokens
-    return rows + run.train.accumulate * small_elements(run)
+    elements = tokens * (run.model.num_layers * by_layer + output)
+    for part in moe_segments(run):
+        dispatcher = dispatcher_of(part.moe)
+        if dispatcher.splits == "slots":  # they are summed where other dispatchers sum tokens
+            rows = tokens // part.moe.group_size * dispatcher.summed_rows()
+            elements += part.num_moe_layers * passes * rows * run.model.d_model
+    return elements + run.train.accumulate * small_elements(run)
 
 
 def small_elements(run: RunConfig) -> int:
-    """Elements that may be summed over the whole mesh: statistics of all MoE layers, norms' scales and scalars."""
-    statistics = sum(
-        part.num_moe_layers * (4 * columns(part.moe) + 2 * _ranks(part.moe) + 64) for part in moe_segments(run)
-    )
-    return statistics + (2 * run.model.num_layers + 1) * run.model.d_model + 64
+    """Elements that may be summed over the whole mesh: the sums of all MoE layers, vectors of weights, and scalars."""
+    of_layer = lambda moe: num_sums(moe) + ROUTERS[moe.router].vector_params(moe)
+    of_experts = sum(part.num_moe_layers * of_layer(part.moe) for part in moe_segments(run))
+    return of_experts + (2 * run.model.num_layers + 1) * run.model.d_model + 64
 
 
 def _ranks(moe: MoEConfig) -> int:
     """Number of gates that a token has."""
     return moe.num_experts if ROUTERS[moe.router].fills_slots else moe.top_k
-
-
-def _slots(moe: MoEConfig) -> int:
-    """The capacity C in training."""
-    return capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
 
 
 def gathered_elements(run: RunConfig, mesh: Mesh) -> dict[str, set[int]]:
@@ -218,9 +214,9 @@ def local_elements(run: RunConfig, mesh: Mesh) -> list[int]:
 
 
 def _weights_of(run: RunConfig, mesh: Mesh) -> list[nnx.Param]:
-    model = build_model(run, mesh)
-    decoder = nnx.merge(model.graphdef, model.abstract, model.balance_bias)
-    return [weight for _, weight in nnx.iter_graph(decoder) if isinstance(weight, nnx.Param)]
+    model = build_model(task_of(run), mesh)
+    bound = nnx.merge(model.graphdef, model.shapes, model.balance_bias)
+    return [weight for _, weight in nnx.iter_graph(bound) if isinstance(weight, nnx.Param)]
 
 
 def _elements(shape: str) -> int:

@@ -27,7 +27,7 @@ from moe_jax.moe.layer import MoELayer
 from moe_jax.moe.router import TokenInfo
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.parallel.mesh import make_mesh
-from moe_jax.resolve.resolve import resolve
+from moe_jax.resolve import resolve
 from moe_jax.resolve.router_configs import router_configs
 
 REFERENCE, CONTROL = "top_k", "top_k again"  # the same routing twice, so that their ratio shows the noise

@@ -17,7 +17,7 @@ class DenseSpec(NamedTuple):
 
 
 class LayerSpec(NamedTuple):
-    """The parts of one layer, in the order in which the residual stream meets them. None: the layer has no such part."""
+    """The parts of one layer, as the residual stream meets them; None where it has no such part."""
 
     attention: AttentionConfig | None
     feed_forward: DenseSpec | MoEConfig

@@ -37,7 +37,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AttentionConfig:
-    """How layers attend. The numbers of heads and their size are in `model`. [identity, but for `kernel` and `chunk`]"""
+    """How layers attend; heads and their size are in `model`. [identity, but for `kernel` and `chunk`]"""
 
     kind: str = "grouped_query"  # see moe_jax/models/attention/
     rope_theta: float = 10_000.0  # base of the rotary frequencies
@@ -173,7 +173,7 @@ class LogConfig:
     """Metrics in WORKDIR/metrics.jsonl and WORKDIR/tensorboard."""
 
     every: int = 20  # steps
-    # Writes the load of every expert each time: an array for each layer in metrics.jsonl, and a histogram in TensorBoard.
+    # Writes the load of every expert each time: an array for each layer in metrics.jsonl, a histogram in TensorBoard.
     # Pruning and placement of experts start from it.
     expert_loads: bool = False
 

@@ -15,7 +15,7 @@ from moe_jax.moe.plan import DROP_ORDERS
 from moe_jax.moe.router import Router
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.report.markdown import rows
-from moe_jax.resolve.resolve import ConfigError, resolve
+from moe_jax.resolve import ConfigError, resolve
 from moe_jax.resolve.router_configs import router_configs
 
 BALANCING = ("balance_loss", "importance_loss", "load_loss", "bias_rate", "z_loss")

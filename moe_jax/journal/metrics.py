@@ -87,6 +87,15 @@ class MetricsWriter:
         self._step = max(self._step, int(step))
 
     @_first_process_only
+    def arrays(self, step: int, values: Mapping[str, Real[Array, " entries"]]) -> None:
+        """One line of metrics.jsonl with a list for each name; in TensorBoard a histogram with a bin for each entry."""
+        lists = {name: np.asarray(value, np.float64).tolist() for name, value in values.items()}
+        self._lines.write(json.dumps({"step": int(step), **lists}, allow_nan=False) + "\n")
+        self._lines.flush()
+        histogram = lambda name, entries: event_file.histogram(name, np.arange(len(entries) + 1), np.asarray(entries))
+        self._events.write(int(step), [histogram(name, entries) for name, entries in lists.items()])
+
+    @_first_process_only
     def histogram(self, step: int, name: str, edges: Real[Array, " edges"], counts: Real[Array, " bins"]) -> None:
         """A histogram that is already binned: bin i holds `counts[i]` values from `edges[i]` to `edges[i + 1]`.
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import RunConfig, flatten, identity
 from moe_jax.journal.reading import CONFIG, SUMMARY, read_config, read_summary
-from moe_jax.resolve.resolve import ConfigError
 from moe_jax.tasks.results import DATA
 
 

@@ -1,18 +1,17 @@
 """The decoder-only transformer."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key
 
 from moe_jax.config.layers import segments
 from moe_jax.config.schema import RunConfig
 from moe_jax.models.attention.mask import Mask
-from moe_jax.models.block import RMSNorm, Segment, by_place
+from moe_jax.models.block import RMSNorm, Segment
 from moe_jax.models.loss import cross_entropy
 from moe_jax.moe.context import Context
 from moe_jax.moe.sums import Sums
@@ -107,16 +106,3 @@ def _group_keys(key: Key[Array, ""], groups: int) -> Key[Array, "G"]:
     """A key for each of this device's groups, folded with the group's index in the whole batch."""
     first = index_over(TOKEN_AXES) * groups
     return jax.vmap(lambda group: jax.random.fold_in(key, group))(first + jnp.arange(groups))
-
-
-def as_variables(variables: Mapping[str, Any], by_segment: Sequence[PyTree]) -> PyTree:
-    """Values of MoE layers, ordered like the routing sums of `Decoder.hidden`, as a tree like `variables`.
-
-    `variables` are those of one kind as a nested dict, one for each MoE layer of a pattern and stacked over its repeats,
-    as `BalanceBias`es are. `by_segment` has an entry for each segment that has such variables.
-    """
-    parts = {}
-    for (index, part), values in zip(sorted(variables["segments"].items()), by_segment, strict=True):
-        leaves, tree = jax.tree.flatten(part)
-        parts[index] = tree.unflatten(by_place(values, len(leaves)))
-    return {"segments": parts}

@@ -59,7 +59,7 @@ def _fields(run: RunConfig) -> None:
 
 
 def check_before_split(run: RunConfig) -> None:
-    """Raises ConfigError on what `moe.fine_grained` would multiply and then be named in other numbers than were given."""
+    """Raises ConfigError on what `moe.fine_grained` multiplies: later it would be named in numbers that nobody gave."""
     each(run, "moe.top_k moe.every moe.d_ff", positive)
     each(run, "moe.num_experts moe.first_dense", not_negative)
     _has_moe_layers(run)
@@ -141,7 +141,6 @@ def by_layer_name(run: RunConfig, field: str, layer: int) -> str:
 def _moe_layer(moe: MoEConfig, name_of: dict[str, str]) -> None:
     """Checks the settings of one layer; `name_of` names the fields that it has its values from."""
     _top_k(moe, name_of)
-    top_k, num_experts = name_of["top_k"], name_of["num_experts"]
     for name, train in ((name_of["capacity_factor"], True), ("moe.eval_capacity_factor", False)):
         slots = dispatcher_of(moe).capacity(train)
         if moe.exchange_chunks > slots:
@@ -150,8 +149,8 @@ def _moe_layer(moe: MoEConfig, name_of: dict[str, str]) -> None:
             )
     if moe.normalize_gates and moe.top_k == 1:
         raise ConfigError(
-            f"moe.normalize_gates=True with {top_k}=1 makes every gate the constant 1 and leaves the router without a "
-            "gradient: set it to False"
+            f"moe.normalize_gates=True with {name_of['top_k']}=1 makes every gate the constant 1 and leaves the router "
+            "without a gradient: set it to False"
         )
     check_router(moe, name_of)
 
@@ -185,8 +184,8 @@ def _groups(run: RunConfig) -> None:
         near = max(size for size in range(1, min(run.moe.group_size, tokens) + 1) if tokens % size == 0)
         raise ConfigError(
             f"moe.group_size={run.moe.group_size} does not divide the {tokens} tokens of a device ({batch_name}={batch}"
-            f" over {TOKEN_SHARDS}={shards}, data.sequence_length={run.data.sequence_length}): use moe.group_size={near}"
-            ", or another divisor"
+            f" over {TOKEN_SHARDS}={shards}, data.sequence_length={run.data.sequence_length}): use "
+            f"moe.group_size={near}, or another divisor"
         )
 
 

@@ -1,11 +1,17 @@
 """Everything that is summed over the tokens of a layer: for measures, for losses, for the balance bias."""
 
+import math
+
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.bias_updates import BIAS_UPDATES
 from moe_jax.moe.losses import active_losses
 from moe_jax.moe.measures import MEASURES
+from moe_jax.moe.router import columns
+from moe_jax.moe.routers import ROUTERS
 from moe_jax.moe.routing import Routing
 from moe_jax.moe.sums import Observed, SumOf, Sums, total
 
@@ -13,6 +19,27 @@ from moe_jax.moe.sums import Observed, SumOf, Sums, total
 def observe(moe: MoEConfig, routing: Routing, kept: Bool[Array, "G T K"], sequences: int) -> Sums:
     """Sums over this device's tokens, the groups of `sequences` sequences."""
     return total(_functions(moe), Observed(routing, kept, sequences))
+
+
+def num_sums(moe: MoEConfig) -> int:
+    """Numbers that `observe` gives for one layer, at most: those of a router that fills in every part of a routing."""
+    ranks = moe.num_experts if ROUTERS[moe.router].fills_slots else moe.top_k
+    by_token = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct((1, moe.group_size, *shape), dtype)
+    of_experts = by_token(columns(moe))
+    routing = Routing(
+        expert=by_token(ranks, dtype=jnp.int32),
+        gate=by_token(ranks),
+        wanted=by_token(ranks, dtype=bool),
+        valid=by_token(dtype=bool),
+        probabilities=of_experts,
+        logits=of_experts,
+        smooth_load=by_token(moe.num_experts),
+        scores=of_experts,
+        bias=jax.ShapeDtypeStruct((columns(moe),), jnp.float32),
+        penalty=jax.ShapeDtypeStruct((), jnp.float32),
+    )
+    sums = jax.eval_shape(lambda routing: observe(moe, routing, routing.wanted, 1), routing)
+    return sum(math.prod(value.shape) for value in sums.values())
 
 
 def _functions(moe: MoEConfig) -> list[SumOf]:

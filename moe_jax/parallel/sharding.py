@@ -89,8 +89,9 @@ def shardings(mesh: Mesh, specs: PyTree) -> PyTree:
 
 
 def fan_in_init(scale: float) -> nnx.Initializer:
-    """Truncated normal of variance scale / fan_in (Switch Transformer, section 2.4). Weights are [..., fan in, fan out],
-    one matrix for each expert.
+    """Truncated normal of variance scale / fan_in (Switch Transformer, section 2.4).
+
+    Weights are [..., fan in, fan out], one matrix for each expert.
     """
 
     def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any) -> Array:

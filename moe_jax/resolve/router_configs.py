@@ -5,7 +5,7 @@ import runpy
 from pathlib import Path
 
 from moe_jax.config.schema import MoEConfig
-from moe_jax.resolve.resolve import resolve
+from moe_jax.resolve import resolve
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "routers"
 

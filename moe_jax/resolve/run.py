@@ -20,7 +20,6 @@ from moe_jax.parallel import checks as mesh_checks
 from moe_jax.tasks import checks as task_checks
 
 
-
 def resolve(config: ml_collections.ConfigDict | Mapping[str, Any], num_devices: int = 1) -> RunConfig:
     """Checks `config` and fills in what it leaves to be derived (head_dim, expert sizes, mesh sizes of -1).
 

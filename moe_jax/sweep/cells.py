@@ -12,7 +12,7 @@ import ml_collections
 
 from moe_jax.config.schema import RunConfig, flatten
 from moe_jax.report.points import matches
-from moe_jax.resolve.resolve import ConfigError, check_field, resolve
+from moe_jax.resolve import ConfigError, check_field, resolve
 from moe_jax.sweep.derive import with_fields
 from moe_jax.sweep.design import Point, Sweep
 from moe_jax.tasks.results import TERMS

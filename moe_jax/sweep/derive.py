@@ -8,8 +8,8 @@ from moe_jax.config.capacity import capacity
 from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import RunConfig
 from moe_jax.parallel.mesh import TOKEN_AXES
+from moe_jax.resolve import ConfigError, check_field, resolve
 from moe_jax.resolve.counting import count
-from moe_jax.resolve.resolve import ConfigError, check_field, resolve
 from moe_jax.sweep.design import Derivation, Point
 
 

@@ -60,7 +60,7 @@ class Dataset(Protocol):
         """Sums over this device's held-out targets, and its routing sums by segment. Inside `shard_map`."""
 
     def scores(self, sums: PyTree) -> "Scores":
-        """What the sums over all held-out batches, NumPy arrays, amount to. Raises ValueError where there is no target."""
+        """What the sums over all held-out batches amount to, as NumPy arrays. Raises ValueError without a target."""
 
     def baselines(self) -> Mapping[str, Mapping[str, Any]]:
         """Scores that need no model: {"baselines_bits_per_byte": {"unigram": 4.7, ...}}, say."""

@@ -2,15 +2,13 @@
 
 import time
 from pathlib import Path
-from typing import Any
 
 import grain
 import jax
 from absl import logging
 
 from moe_jax.config.schema import RunConfig, flatten
-from moe_jax.data import train_iterator
-from moe_jax.journal import workdir
+from moe_jax.journal import workdir as records
 from moe_jax.journal.hparams import hparams
 from moe_jax.journal.metrics import MetricsWriter
 from moe_jax.journal.progress import Progress
@@ -18,23 +16,25 @@ from moe_jax.journal.reading import last_line, training_seconds
 from moe_jax.parallel.hardware import peak_flops
 from moe_jax.resolve.counting import count
 from moe_jax.resolve.describe import describe, markdown, warn
-from moe_jax.train import report
+from moe_jax.tasks.results import DATA, hparams_metrics, summarize
 from moe_jax.train.checkpoints import Checkpoints
 from moe_jax.train.clock import Clock
 from moe_jax.train.evaluation import Evaluation
 from moe_jax.train.profile import Profile
 from moe_jax.train.setup import Setup, set_up
+from moe_jax.train.shown import curves, write_loads, write_pictures
 from moe_jax.train.signals import StopRequest
 from moe_jax.train.state import TrainState, init_state, num_params
+from moe_jax.train.step import StepMetrics
 
 
-def train(run: RunConfig, directory: Path) -> int:
-    """Trains `run` in `directory`, from its newest checkpoint where it has one, and writes summary.json at the end.
+def train(run: RunConfig, workdir: Path) -> int:
+    """Trains `run` in `workdir`, from its newest checkpoint where it has one, and writes summary.json at the end.
 
     Returns the exit code: 0, or 128 + the number of the signal (Ctrl-C, SIGTERM) that ended it early, checkpointed.
     Raises ConfigError or ValueError, one line each, for what cannot run.
     """
-    workdir.prepare(directory, run)
+    records.prepare(workdir, run)
     warn(run)
     changed = {name: value for name, value in flatten(run).items() if value != flatten(RunConfig())[name]}
     logging.info("Fields that differ from the defaults: %s", changed)
@@ -42,23 +42,23 @@ def train(run: RunConfig, directory: Path) -> int:
         logging.info(line)
     setup = set_up(run)
     assert num_params(setup.model) == count(run).total_params
-    workdir.check_data(directory, setup.corpus.sha256)
-    data = train_iterator(setup.corpus, run.data, run.seed, jax.process_index(), jax.process_count())
-    with StopRequest() as stop, Checkpoints(directory, run.checkpoint) as checkpoints:
-        state = checkpoints.restore(setup.abstract, data)
+    records.check_data(workdir, setup.data.sha256)
+    batches = setup.data.train_batches(jax.process_index(), jax.process_count())
+    with StopRequest() as stop, Checkpoints(workdir, run.checkpoint) as checkpoints:
+        state = checkpoints.restore(setup.shapes, batches)
         resumed = state is not None
-        state = state if resumed else init_state(run, setup.abstract, setup.optimizer)
+        state = state if state is not None else init_state(setup.task, setup.shapes, setup.optimizer)
         first = int(state.step)
         if resumed:
             logging.info("Resumed at step %d", first)
-        if first >= run.train.steps and workdir.is_finished(directory, first):
+        if first >= run.train.steps and records.is_finished(workdir, first):
             logging.info("All %d steps are done: raise train.steps to go on", first)
             return 0
-        workdir.claim(directory, run, setup.corpus.sha256)
-        with MetricsWriter(directory, first) as writer:
-            writer.hparams(hparams(flatten(run)), report.HPARAMS_METRICS)
+        records.claim(workdir, run, setup.data.sha256)
+        with MetricsWriter(workdir, first) as writer:
+            writer.hparams(hparams(flatten(run)), hparams_metrics(run.task))
             writer.text(first, "config", markdown(run))
-            _Loop(setup, state, data, checkpoints, writer, stop, directory).run_to_end()
+            _Loop(setup, state, batches, checkpoints, writer, stop, workdir).run_to_end()
     if stop.signal:
         logging.warning("Stopped by signal %d; the same command continues", stop.signal)
     return stop.exit_code
@@ -71,22 +71,23 @@ class _Loop:
         self,
         setup: Setup,
         state: TrainState,
-        data: grain.DatasetIterator,
+        batches: grain.DatasetIterator,
         checkpoints: Checkpoints,
         writer: MetricsWriter,
         stop: StopRequest,
-        directory: Path,
+        workdir: Path,
     ):
-        self.setup, self.run, self.state, self.data = setup, setup.run, state, data
-        self.checkpoints, self.writer, self.stop, self.directory = checkpoints, writer, stop, directory
+        self.setup, self.run, self.state, self.batches = setup, setup.run, state, batches
+        self.checkpoints, self.writer, self.stop, self.workdir = checkpoints, writer, stop, workdir
         self.train_step = setup.compile_train_step()
         self.eval_step = setup.compile_eval_step()
         self.step = int(state.step)
         self.startup_seconds: float | None = None  # until the first step here was done
         self.progress = Progress(self.run.train.steps, self.step)
-        self.clock = Clock(self.run.data.batch_size * self.run.data.sequence_length, self.step)
-        self.profile = Profile(directory, self.run.train.profile)
-        self.last = last_line(directory, "train/loss")  # of an earlier life, in case that it did all the steps
+        self.clock = Clock(setup.task.units_per_step, self.step)
+        self.speed = f"{setup.task.unit}s_per_second"
+        self.profile = Profile(workdir, self.run.train.profile)
+        self.last = last_line(workdir, "train/loss")  # of an earlier life, in case that it did all the steps
 
     def run_to_end(self) -> None:
         run = self.run
@@ -104,7 +105,7 @@ class _Loop:
     def _one_step(self) -> None:
         run = self.run
         self.profile.before_step(self.step, self.state)
-        batch = self.setup.place(next(self.data))
+        batch = self.setup.place(next(self.batches))
         self.state, metrics = self.train_step(self.state, batch)
         self.step += 1
         if self.startup_seconds is None:
@@ -118,22 +119,25 @@ class _Loop:
         if self.step % run.checkpoint.every == 0:
             self._checkpoint()
 
-    def _log(self, metrics: Any, pictures: bool) -> None:
+    def _log(self, metrics: StepMetrics, pictures: bool) -> None:
         rate = self.clock.lap(self.step)
-        speed = {"train/tokens_per_second": rate, "train/step_seconds": self.clock.tokens_per_step / rate}
+        speed = {f"train/{self.speed}": rate, "train/step_seconds": self.clock.units_per_step / rate}
         peak = peak_flops(jax.devices()[0].device_kind)
         if peak is not None:
             speed["train/model_flops_utilisation"] = (
                 rate * count(self.run).flops_per_token / (peak * self.setup.mesh.size)
             )
-        self.last = report.scalars(metrics) | speed
+        self.last = curves(metrics) | speed
         self.writer.scalars(self.step, self.last)
         if pictures:
-            report.write_pictures(self.writer, self.step, metrics)
+            write_pictures(self.writer, self.step, metrics)
+        if self.run.log.expert_loads:
+            write_loads(self.writer, self.step, metrics)
         self.progress.update(self.step, self.last["train/loss"], rate)
         if not self.progress.terminal:
             message = (
-                f"step {self.step}/{self.run.train.steps}, loss {self.last['train/loss']:.4f}, {rate:.0f} tokens/s"
+                f"step {self.step}/{self.run.train.steps}, loss {self.last['train/loss']:.4f}, {rate:.0f} "
+                f"{self.setup.task.unit}s/s"
             )
             logging.log_every_n_seconds(logging.INFO, message, 30)
 
@@ -141,29 +145,28 @@ class _Loop:
         with self.clock.paused(self.state):
             evaluation = self.setup.evaluate(self.eval_step, self.state.variables, batches)
         self.writer.scalars(self.step, evaluation.as_metrics())
-        self.progress.note(
-            f"step {self.step}: held-out loss {evaluation.loss:.4f}, {evaluation.bits_per_byte:.4f} bits per byte"
-        )
+        self.progress.note(f"step {self.step}: {evaluation.scores.summary}")
         return evaluation
 
     def _checkpoint(self) -> None:
         with self.clock.paused(self.state):
-            self.checkpoints.save(self.state, self.data)
+            self.checkpoints.save(self.state, self.batches)
 
     def _finish(self) -> None:
         evaluation = self._evaluate(self.run.eval.batches)
-        rate = self.clock.tokens_per_second() or self.last.get("train/tokens_per_second", 0.0)
-        totals = report.Totals(
-            self.step,
-            rate,
-            training_seconds(self.directory),
-            self.startup_seconds or 0.0,
-            self.setup.corpus.sha256,
-        )
-        result = report.summary(self.run, totals, self.last, evaluation)
-        self.writer.finish("success", {name: result[name] for name in report.HPARAMS_METRICS})
+        measured = {
+            "steps": self.step,
+            **evaluation.as_results(),
+            self.speed: self.clock.units_per_second() or self.last.get(f"train/{self.speed}", 0.0),
+            "training_seconds": training_seconds(self.workdir),
+            "startup_seconds": self.startup_seconds or 0.0,
+            **count(self.run)._asdict(),
+            DATA: self.setup.data.sha256,
+        }
+        results = summarize(measured, self.last, self.run.task)
+        self.writer.finish("success", {name: results[name] for name in hparams_metrics(self.run.task)})
         if jax.process_index() == 0:
-            workdir.write_summary(self.directory, result)
+            records.write_summary(self.workdir, results)
 
 
 def _due(step: int, every: int) -> bool:

@@ -1,97 +1,99 @@
-"""Everything a run stands on, built once and in order: mesh, corpus, model, optimiser, compiled steps."""
+"""Everything a run stands on, built once and in order: data, mesh, model, optimiser, compiled steps."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
 
 import jax
-import numpy as np
 import optax
 from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from moe_jax.config.schema import RunConfig
-from moe_jax.data import Batch, Corpus, heldout_batches, load_corpus
+from moe_jax.models.attention.kernels import check_platform
+from moe_jax.moe.sums import Sums
 from moe_jax.optim.optimizer import make_optimizer
 from moe_jax.parallel.compiler_options import compiler_options
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
 from moe_jax.parallel.sharding import spec_of
+from moe_jax.tasks.registry import task_of
+from moe_jax.tasks.task import Batch, Dataset, Task
 from moe_jax.train.evaluation import Evaluation, evaluate
-from moe_jax.train.state import Model, TrainState, Variables, abstract_state, build_model
-from moe_jax.train.step import EvalSums, StepMetrics, make_eval_step, make_train_step
+from moe_jax.train.state import Model, TrainState, Variables, build_model, state_shapes
+from moe_jax.train.step import StepMetrics, make_eval_step, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """A run before its first step."""
 
-    run: RunConfig
+    task: Task
+    data: Dataset
     mesh: Mesh
-    corpus: Corpus
     model: Model
     optimizer: optax.GradientTransformation
-    abstract: TrainState
+    shapes: TrainState  # of the state, with shardings
     started: float  # time.perf_counter() when the set-up began
 
+    @property
+    def run(self) -> RunConfig:
+        """What is trained."""
+        return self.task.run
+
     def place(self, batch: Batch) -> Batch:
-        """This process's sequences as part of the global batch on the mesh."""
-        tokens = NamedSharding(self.mesh, spec_of(self.mesh, TOKEN_AXES))
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(tokens, x), batch)
+        """This process's part of a global batch, on the mesh."""
+        sharding = NamedSharding(self.mesh, spec_of(self.mesh, TOKEN_AXES))
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
     def compile_train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
         """The training step for this mesh, compiled ahead of its first call; it donates the state."""
         start = time.perf_counter()
         options = compiler_options(self.mesh.devices.flat[0].platform)
-        compiled = lower_train_step(self.run, self.mesh).compile(compiler_options=options or None)
+        compiled = lower_train_step(self.task, self.mesh).compile(compiler_options=options or None)
         logging.info("Compiled the training step in %.1f s", time.perf_counter() - start)
         return compiled
 
-    def compile_eval_step(self) -> Callable[[Variables, Batch], EvalSums]:
+    def compile_eval_step(self) -> Callable[[Variables, Batch], tuple[PyTree, tuple[Sums, ...]]]:
         """The evaluation step, compiled at its first call."""
-        return jax.jit(
-            make_eval_step(
-                self.run, self.mesh, self.model, len(self.corpus.domains), self.corpus.tokenizer.bytes_per_token
-            )
-        )
+        return jax.jit(make_eval_step(self.mesh, self.model, self.data))
 
     def evaluate(self, eval_step: Callable, variables: Variables, batches: int) -> Evaluation:
-        """Held-out loss over the first `batches` held-out batches (0: all)."""
-        return evaluate(eval_step, variables, self._heldout(batches), self.corpus.domains)
+        """How well the model does on the first `batches` held-out batches (0: all)."""
+        return evaluate(eval_step, variables, self._heldout(batches), self.data)
 
     def _heldout(self, batches: int) -> Iterator[Batch]:
-        size = self.run.data.batch_size
-        for batch in heldout_batches(self.corpus, size, batches, jax.process_index(), jax.process_count()):
+        for batch in self.data.heldout_batches(batches, jax.process_index(), jax.process_count()):
             yield self.place(batch)
 
 
-def lower_train_step(run: RunConfig, mesh: Mesh) -> jax.stages.Lowered:
-    """The training step that donates its state, from shapes alone: needs no corpus and allocates nothing."""
-    model = build_model(run, mesh)
-    optimizer = make_optimizer(run.train, model.decayed)
-    state = abstract_state(model, optimizer, mesh)
-    step = make_train_step(run, mesh, model, optimizer)
+def lower_train_step(task: Task, mesh: Mesh) -> jax.stages.Lowered:
+    """The training step that donates its state, from shapes alone: it needs no data and allocates nothing."""
+    model = build_model(task, mesh)
+    optimizer = make_optimizer(task.run.train, model.decayed)
+    state = state_shapes(model, optimizer, mesh)
+    step = make_train_step(task, mesh, model, optimizer)
     outputs = jax.tree.map(lambda leaf: leaf.sharding, state), NamedSharding(mesh, PartitionSpec())
-    return jax.jit(step, donate_argnums=0, out_shardings=outputs).lower(state, abstract_batch(run, mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=outputs).lower(state, batch_on_mesh(task, mesh))
 
 
-def abstract_batch(run: RunConfig, mesh: Mesh) -> Batch:
+def batch_on_mesh(task: Task, mesh: Mesh) -> Batch:
     """Shapes and shardings of a global batch."""
-    size, length = run.data.batch_size, run.data.sequence_length
-    tokens = NamedSharding(mesh, spec_of(mesh, TOKEN_AXES))
-    shape = lambda *dims: jax.ShapeDtypeStruct(dims, np.int32, sharding=tokens)
-    return Batch(shape(size, length), shape(size, length), shape(size, length), shape(size))
+    sharding = NamedSharding(mesh, spec_of(mesh, TOKEN_AXES))
+    placed = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(placed, task.batch_shapes())
 
 
 def set_up(run: RunConfig) -> Setup:
     """Builds what `run` describes; nothing is compiled or allocated on devices yet.
 
-    Raises ValueError (one line) for data that cannot be read.
+    Raises ValueError (one line) for data that cannot be read, and for an attention kernel that does not run here.
     """
     started = time.perf_counter()
-    if run.model.attention == "cudnn" and jax.default_backend() != "gpu":
-        raise ValueError("model.attention='cudnn' needs an NVIDIA GPU and JAX sees none: use model.attention='xla'")
-    corpus = load_corpus(run.data, run.model.vocab_size, run.seed)
+    check_platform(run.attention.kernel, jax.default_backend())
+    task = task_of(run)
+    data = task.open()
     mesh = make_mesh(run.mesh)
-    model = build_model(run, mesh)
+    model = build_model(task, mesh)
     optimizer = make_optimizer(run.train, model.decayed)
-    return Setup(run, mesh, corpus, model, optimizer, abstract_state(model, optimizer, mesh), started)
+    return Setup(task, data, mesh, model, optimizer, state_shapes(model, optimizer, mesh), started)

@@ -13,7 +13,7 @@ from moe_jax.audit.targets import devices
 from moe_jax.config import default_config
 from moe_jax.parallel import sharding
 from moe_jax.parallel.mesh import make_mesh
-from moe_jax.resolve.resolve import resolve
+from moe_jax.resolve import resolve
 
 pytestmark = pytest.mark.aot
 LAYERS, MODEL, EXPERTS, LENGTH = 2, 512, 8, 256

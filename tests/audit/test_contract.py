@@ -20,7 +20,7 @@ from moe_jax.moe.router import plain_tokens
 from moe_jax.parallel import exchange, sharding
 from moe_jax.parallel.collectives import sum_over
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
-from moe_jax.resolve.resolve import resolve
+from moe_jax.resolve import resolve
 
 apply_experts = Experts.__call__
 MESHES = (

@@ -13,7 +13,7 @@ from moe_jax.audit.compile import compile_train_step
 from moe_jax.audit.table import audit, table
 from moe_jax.audit.targets import devices
 from moe_jax.parallel.mesh import make_mesh
-from moe_jax.resolve.resolve import resolve
+from moe_jax.resolve import resolve
 
 pytestmark = pytest.mark.aot
 CONFIG = Path(__file__).parents[2] / "configs" / "mixtral_8x7b.py"

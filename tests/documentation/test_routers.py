@@ -9,7 +9,7 @@ import pytest
 from moe_jax.documentation.routers import document
 from moe_jax.moe.plan import DROP_ORDERS
 from moe_jax.moe.routers import ROUTERS
-from moe_jax.resolve.resolve import resolve
+from moe_jax.resolve import resolve
 
 ROOT = Path(__file__).parents[2]
 

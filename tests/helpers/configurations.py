@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from moe_jax.config.schema import RunConfig
-from moe_jax.resolve.resolve import ConfigError, resolve
+from moe_jax.resolve import ConfigError, resolve
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py"))

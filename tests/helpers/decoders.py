@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from moe_jax.config import default_config
 from moe_jax.models.decoder import Decoder, Text
 from moe_jax.parallel.mesh import make_mesh
-from moe_jax.resolve.resolve import resolve
+from moe_jax.resolve import resolve
 
 B, L = 2, 16
 

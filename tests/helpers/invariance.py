@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
+from moe_jax.moe.dispatch import DISPATCHERS
 
 from moe_jax.config import default_config
 from moe_jax.data import Batch
-from moe_jax.moe.dispatch import DISPATCHERS
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.optim.optimizer import make_optimizer
 from moe_jax.parallel.mesh import AXES, TOKEN_AXES, make_mesh
 from moe_jax.parallel.sharding import spec_of
-from moe_jax.resolve.resolve import resolve
+from moe_jax.resolve import resolve
 from moe_jax.train.state import abstract_state, build_model, init_state
 from moe_jax.train.step import make_train_step
 

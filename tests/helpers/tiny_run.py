@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moe_jax.config import default_config
-from moe_jax.resolve.resolve import resolve
+from moe_jax.resolve import resolve
 from moe_jax.train.setup import set_up
 from moe_jax.train.state import TrainState, init_state
 

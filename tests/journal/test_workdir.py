@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from moe_jax.config.rules import ConfigError
 from moe_jax.journal import workdir
-from moe_jax.resolve.resolve import ConfigError
 
 OTHER_IDENTITY = {
     "seed": 1,

@@ -6,7 +6,7 @@ import pytest
 from configurations import FILES, MOE, SOFT, load, nest, refusal, run_of
 
 from moe_jax.config.schema import RunConfig, default_config, flatten, identity
-from moe_jax.resolve.resolve import ConfigError, resolve, restore
+from moe_jax.resolve import ConfigError, resolve, restore
 
 DEFAULTS = flatten(RunConfig())
 OF_TYPE = {kind: [name for name, value in DEFAULTS.items() if type(value) is kind] for kind in (int, float, bool, str)}

@@ -4,8 +4,8 @@ import pytest
 from tiny_sweep import ROOT, base
 
 from moe_jax.config.capacity import capacity
+from moe_jax.resolve import ConfigError, resolve
 from moe_jax.resolve.counting import count
-from moe_jax.resolve.resolve import ConfigError, resolve
 from moe_jax.sweep.cells import make_cells
 from moe_jax.sweep.derive import equal_flops, equal_total_params, fixed_group, with_fields
 from moe_jax.sweep.design import Sweep, grid, load_sweep, narrowed

@@ -52,7 +52,7 @@ def xla_attention(
 
 
 def cudnn_attention(q, k, v, mask, chunk):
-    """cuDNN's fused attention (bfloat16, NVIDIA only), over whole sequences: see `check_cudnn` for what it cannot do."""
+    """cuDNN's fused attention over whole sequences (bfloat16, NVIDIA only); `check_cudnn` says what it cannot do."""
     window = (mask.window - 1, 0) if mask.window else None
     return jax.nn.dot_product_attention(
         q, k, v, is_causal=mask.causal, local_window_size=window, implementation="cudnn"

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from moe_jax.config.schema import MoEConfig
-from moe_jax.moe.sums import SumOf, Sums
+from moe_jax.moe.sums import SumOf
 
 
 class BalanceBias(nnx.Variable):
@@ -21,16 +21,15 @@ class BiasUpdate(NamedTuple):
     """How the bias of each layer follows from a step."""
 
     evidence: SumOf  # what it looks at
-    moved: Callable[
-        [Float[Array, "*M A"], Float[Array, "*M A ..."], MoEConfig], Float[Array, "*M A"]
-    ]  # (bias, global evidence, settings) -> bias
+    moved: Callable[[Array, Array, MoEConfig], Array]  # (bias [*M, A], global evidence [*M, ...], settings) -> bias
 
 
 def updated_bias(
-    bias: Float[Array, "*M A"], sums: Sums, step: Int[Array, ""], moe: MoEConfig, update: BiasUpdate
+    bias: Float[Array, "*M A"], evidence: Float[Array, "..."], step: Int[Array, ""], moe: MoEConfig, update: BiasUpdate
 ) -> Float[Array, "*M A"]:
-    """The bias after a step with these sums over all tokens. It moves in the first `moe.bias_steps` steps (0: in all),
-    `step` counting from 0.
+    """The bias after a step with this evidence, summed over all tokens.
+
+    It moves in the first `moe.bias_steps` steps (0: in all), `step` counting from 0.
     """
-    moved = update.moved(bias, sums[update.evidence.__name__], moe).astype(bias.dtype)
+    moved = update.moved(bias, evidence, moe).astype(bias.dtype)
     return moved if moe.bias_steps == 0 else jnp.where(step < moe.bias_steps, moved, bias)
