@@ -24,7 +24,7 @@ def main() -> int:
 
 
 def _stop_with_parent() -> None:
-    """Waits for the end of standard input, which comes when the parent dies, also by SIGKILL: it holds the other end."""
+    """Waits for the end of standard input, whose other end the parent holds: it comes even if SIGKILL ends the parent."""
     os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read: at exit the interpreter would find its lock taken, and abort
     os.kill(os.getpid(), signal.SIGTERM)
 
