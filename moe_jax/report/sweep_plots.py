@@ -67,7 +67,7 @@ def _routing(sweep: SweepResults, field: str) -> Figure:
 
 
 def _against(axis, sweep: SweepResults, field: str, name: str) -> None:
-    """Draws the result `name` over the values of `field`, with a line for each combination of the other varying fields."""
+    """Draws the result `name` over the values of `field`, a line for each combination of the other varying fields."""
     x_scale = scale(field, [point.point.get(field) for point in sweep.points])
     others = {other: sweep.names[other] for other in sweep.varying if other != field}
     lines: dict[str, list[PointRuns]] = {}

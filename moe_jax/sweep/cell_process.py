@@ -24,7 +24,7 @@ def main() -> int:
 
 
 def _stop_with_parent() -> None:
-    """Waits for the end of standard input, which comes when the parent dies, also by SIGKILL: it holds the other end."""
+    """Waits for the end of standard input. The parent holds the other end, so it comes even when SIGKILL ends that."""
     os.read(sys.stdin.fileno(), 1)  # not sys.stdin.read: at exit the interpreter would find its lock taken, and abort
     os.kill(os.getpid(), signal.SIGTERM)
 
