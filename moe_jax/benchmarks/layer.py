@@ -11,14 +11,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
 from moe_jax.benchmarks.timing import median_ratio, paired_times
-from moe_jax.config.capacity import capacity
 from moe_jax.config.schema import MeshConfig, MoEConfig
-from moe_jax.models.decoder import fan_in_init
-from moe_jax.moe.balance import balance_loss
+from moe_jax.moe.context import plain_context
+from moe_jax.moe.dispatchers import dispatcher_of
 from moe_jax.moe.layer import MoELayer
-from moe_jax.moe.router import plain_tokens
-from moe_jax.moe.stats import routing_stats
+from moe_jax.moe.losses import balance_loss
+from moe_jax.moe.measures import routing_stats
 from moe_jax.parallel.mesh import make_mesh
+from moe_jax.parallel.sharding import fan_in_init
 
 
 class LayerCase(NamedTuple):
@@ -72,7 +72,7 @@ def whole_layer(layer: MoELayer, x: Float[Array, "1 T D"]) -> Program:
     graphdef, weights = nnx.split(layer)
 
     def loss(weights, x):
-        y, sums = nnx.merge(graphdef, weights)(x, plain_tokens(x.shape[:2]), True)
+        y, sums = nnx.merge(graphdef, weights)(x, plain_context(x.shape[:2]), True)
         return jnp.sum(jnp.square(y)) + balance_loss(sums)
 
     return _compiled(_on_one_device(loss), weights, x)
@@ -82,7 +82,7 @@ def expert_matmuls(layer: MoELayer, x: Float[Array, "1 T D"]) -> Program:
     """Computes the gradients of the experts alone, on random buffers of the size that the layer fills."""
     moe = layer.moe
     graphdef, weights = nnx.split(layer.experts)
-    slots = capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts)
+    slots = dispatcher_of(moe).capacity()
     buffers = jax.random.normal(jax.random.key(2), (1, moe.num_experts, slots, x.shape[-1]))
 
     def loss(weights, buffers):
@@ -141,7 +141,7 @@ def _dropped(layer: MoELayer, x: Float[Array, "1 T D"]) -> float:
     graphdef, weights = nnx.split(layer)
 
     def forward(weights, x):
-        _, sums = nnx.merge(graphdef, weights)(x, plain_tokens(x.shape[:2]), True)
+        _, sums = nnx.merge(graphdef, weights)(x, plain_context(x.shape[:2]), True)
         return sums
 
-    return float(routing_stats(jax.jit(_on_one_device(forward))(weights, x)).dropped)
+    return float(routing_stats(jax.jit(_on_one_device(forward))(weights, x))["dropped_fraction"])

@@ -14,13 +14,12 @@ from jaxtyping import PyTree
 from moe_jax.benchmarks.layer import LayerCase, build, expert_matmuls, whole_layer
 from moe_jax.benchmarks.timing import median_ratio, paired_times
 from moe_jax.config.schema import MeshConfig, MoEConfig
-from moe_jax.models.decoder import fan_in_init
-from moe_jax.moe.balance import balance_loss
+from moe_jax.moe.context import plain_context
 from moe_jax.moe.layer import MoELayer
-from moe_jax.moe.router import plain_tokens
+from moe_jax.moe.losses import balance_loss
 from moe_jax.parallel.collectives import sum_over
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
-from moe_jax.parallel.sharding import shardings, spec_of, weight_specs
+from moe_jax.parallel.sharding import fan_in_init, shardings, spec_of, weight_specs
 
 MESHES = (
     MeshConfig(expert=8),
@@ -82,7 +81,7 @@ def layer_on(mesh_config: MeshConfig) -> Callable[[], PyTree]:
     specs, tokens = weight_specs(mesh, weights), spec_of(mesh, TOKEN_AXES)
 
     def loss(weights, x):
-        y, sums = nnx.merge(graphdef, weights)(x, plain_tokens(x.shape[:2]), True)
+        y, sums = nnx.merge(graphdef, weights)(x, plain_context(x.shape[:2]), True)
         total, sums = sum_over((jnp.sum(jnp.square(y)), sums), TOKEN_AXES)
         return total + balance_loss(sums)
 

@@ -21,12 +21,12 @@ from jaxtyping import Array, Float, PyTree
 
 from moe_jax.benchmarks.timing import Ratio, paired_ratio, paired_times
 from moe_jax.config.schema import MeshConfig, MoEConfig
-from moe_jax.models.decoder import fan_in_init
-from moe_jax.moe.balance import auxiliary_losses, weighted
+from moe_jax.moe.context import Context
 from moe_jax.moe.layer import MoELayer
-from moe_jax.moe.router import TokenInfo
+from moe_jax.moe.losses import auxiliary_losses, weighted
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.parallel.mesh import make_mesh
+from moe_jax.parallel.sharding import fan_in_init
 from moe_jax.resolve import resolve
 from moe_jax.resolve.router_configs import router_configs
 
@@ -150,7 +150,7 @@ def training_pass(moe: MoEConfig, sizes: Sizes) -> tuple[Callable, tuple[PyTree,
     def on_device(
         params: PyTree, x: Float[Array, "B L D"], balance_bias: PyTree, tokens: tuple[Array, Array, Array, Array]
     ):
-        return nnx.merge(graphdef, params, balance_bias)(x, TokenInfo(*tokens), True)
+        return nnx.merge(graphdef, params, balance_bias)(x, Context(*tokens), True)
 
     on_one_device = jax.shard_map(on_device, mesh=make_mesh(MeshConfig()), in_specs=P(), out_specs=P())
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from moe_jax.config.schema import AttentionConfig, MoEConfig, RunConfig
 
@@ -92,6 +93,6 @@ def num_moe_layers(run: RunConfig) -> int:
 def moe_by_layer(run: RunConfig) -> tuple[MoEConfig, ...]:
     """The settings of each MoE layer from input to output, without lists by layer."""
     lists = {name: getattr(run.moe, f"{name}_by_layer") for name in BY_LAYER}
-    alike = dataclasses.replace(run.moe, **{f"{name}_by_layer": () for name in BY_LAYER})
-    own = lambda layer: {name: values[layer] for name, values in lists.items() if values}
-    return tuple(dataclasses.replace(alike, **own(layer)) for layer in range(num_moe_layers(run)))
+    emptied: dict[str, Any] = {f"{name}_by_layer": () for name in BY_LAYER}
+    own: Callable[[int], dict[str, Any]] = lambda layer: {name: of[layer] for name, of in lists.items() if of}
+    return tuple(dataclasses.replace(run.moe, **emptied, **own(layer)) for layer in range(num_moe_layers(run)))

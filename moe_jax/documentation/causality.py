@@ -17,13 +17,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.config.schema import MeshConfig, MoEConfig
-from moe_jax.models.decoder import fan_in_init
-from moe_jax.moe.dispatch import DISPATCHERS
+from moe_jax.moe.context import Context
 from moe_jax.moe.layer import MoELayer
 from moe_jax.moe.plan import DROP_ORDERS
-from moe_jax.moe.router import TokenInfo
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.parallel.mesh import make_mesh
+from moe_jax.parallel.sharding import fan_in_init
 from moe_jax.report.markdown import rows
 
 GROUPS, TOKENS, D_MODEL, EXPERTS, VOCABULARY = 8, 64, 8, 4, 97
@@ -81,7 +80,7 @@ def cases() -> Iterator[Case]:
         fixed = router.fixed_fields
         for top_k in (router.required_top_k,) if router.required_top_k else range(router.least_top_k, 3):
             for order in [str(fixed["drop_order"])] if "drop_order" in fixed else DROP_ORDERS:
-                for dispatcher in [str(fixed["dispatcher"])] if "dispatcher" in fixed else DISPATCHERS:
+                for dispatcher in router.dispatchers:
                     yield Case(name, top_k, order, dispatcher)
 
 
@@ -93,10 +92,10 @@ def measure(moe: MoEConfig) -> Leak:
 
     def both(weights: nnx.State, x: Float[Array, "G T D"], ids: Int[Array, "G T"]):
         layer = nnx.merge(graphdef, weights)
-        info = TokenInfo(ids, jnp.ones(ids.shape, bool), jax.random.split(jax.random.key(0), GROUPS), jnp.int32(0))
-        y, sums = layer(x, info, train=True)
-        evaluated, _ = layer(x, info._replace(keys=None), train=False)
-        return y, evaluated, jnp.sum(sums.dropped_by_rank) / jnp.sum(sums.wanted_by_rank)
+        context = Context(ids, jnp.ones(ids.shape, bool), jax.random.split(jax.random.key(0), GROUPS), jnp.int32(0))
+        y, sums = layer(x, context, train=True)
+        evaluated, _ = layer(x, context._replace(keys=None), train=False)
+        return y, evaluated, jnp.sum(sums["dropped_by_rank"]) / jnp.sum(sums["wanted_by_rank"])
 
     replicated = PartitionSpec()
     run = jax.jit(jax.shard_map(both, mesh=make_mesh(MeshConfig()), in_specs=replicated, out_specs=replicated))

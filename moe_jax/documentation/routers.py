@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 
 from moe_jax.config.schema import MoEConfig
 from moe_jax.documentation.causality import EXPERTS, TIGHT, TOKENS, Case, measure
-from moe_jax.moe.dispatch import DISPATCHERS
 from moe_jax.moe.plan import DROP_ORDERS
 from moe_jax.moe.router import Router
 from moe_jax.moe.routers import ROUTERS
@@ -139,8 +138,7 @@ def _accepts(name: str, loss: str) -> bool:
 
 
 def _dispatchers(router: type[Router]) -> list[str]:
-    only = router.fixed_fields.get("dispatcher")
-    return [str(only)] if only else list(DISPATCHERS)
+    return list(router.dispatchers)
 
 
 def _case(name: str) -> Case:

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from moe_jax.config.layers import LayerSpec, SegmentSpec
+from moe_jax.config.layers import DenseSpec, LayerSpec, SegmentSpec
 from moe_jax.config.schema import RunConfig
 from moe_jax.models.attention import ATTENTIONS
 from moe_jax.models.attention.mask import Mask
@@ -50,17 +50,16 @@ class Block(nnx.Module):
         model = run.model
         norm = lambda: RMSNorm(model.d_model, model.norm_eps, rngs, dtype)
         attention = lambda settings: ATTENTIONS[settings.kind](model, settings, init, rngs, dtype)
-        self.attention = self.cross_attention = None
         if spec.attention is not None:
             self.norm_attention, self.attention = norm(), attention(spec.attention)
         if spec.cross_attention is not None:
             self.norm_cross_attention, self.cross_attention = norm(), attention(spec.cross_attention)
         self.norm_feed_forward = norm()
-        if spec.moe is not None:
-            self.moe, self.feed_forward = MoELayer(model.d_model, spec.moe, init, rngs, dtype), None
+        if isinstance(spec.feed_forward, DenseSpec):
+            self.feed_forward = FeedForward(model.d_model, *spec.feed_forward, init, rngs, dtype)
         else:
-            d_ff, activation = spec.feed_forward
-            self.moe, self.feed_forward = None, FeedForward(model.d_model, d_ff, activation, init, rngs, dtype)
+            self.moe = MoELayer(model.d_model, spec.feed_forward, init, rngs, dtype)
+        self.spec = spec
 
     def __call__(
         self,
@@ -74,14 +73,14 @@ class Block(nnx.Module):
 
         `memory` is what cross-attention attends to, all of it.
         """
-        if self.attention is not None:
+        if self.spec.attention is not None:
             y, _ = self.attention(self.norm_attention(x), mask)
             x = x + sum_over(y, [TENSOR])
-        if self.cross_attention is not None:
+        if self.spec.cross_attention is not None:
             y, _ = self.cross_attention(self.norm_cross_attention(x), Mask(causal=False), memory)
             x = x + sum_over(y, [TENSOR])
         normed = self.norm_feed_forward(x)
-        if self.moe is not None:
+        if self.spec.moe is not None:
             y, sums = self.moe(normed, context, train)
             return x + y, sums
         return x + sum_over(self.feed_forward(varying(normed, [TENSOR])), [TENSOR]), None

@@ -1,6 +1,6 @@
 """What section `moe` of a run has to satisfy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from moe_jax.config.layers import BY_LAYER, moe_by_layer, num_moe_layers
 from moe_jax.config.rules import ConfigError, below_one, between, each, not_negative, one_of, positive
@@ -15,7 +15,7 @@ from moe_jax.moe.router_checks import check_router
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.parallel.checks import TOKEN_SHARDS, Size, micro_batch, token_shards
 
-CHOICES = {
+CHOICES: Mapping[str, Iterable[str]] = {
     "activation": ACTIVATIONS,
     "router": ROUTERS,
     "exchange_dtype": ("", "float32", "bfloat16"),

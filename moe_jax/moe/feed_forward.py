@@ -44,8 +44,9 @@ class FeedForward(nnx.Module):
         self, d_model: int, d_ff: int, activation: str, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike
     ):
         self.activation = activation
-        for name in _inner(activation):
-            setattr(self, name, param(rngs, (d_model, d_ff), ("embed", "mlp"), init, dtype))
+        inner = lambda: param(rngs, (d_model, d_ff), ("embed", "mlp"), init, dtype)
+        self.gate = inner() if activation in GATED else None
+        self.up = inner()
         self.down = param(rngs, (d_ff, d_model), ("mlp_in", None), init, dtype)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -67,9 +68,10 @@ class Experts(nnx.Module):
         dtype: DTypeLike,
     ):
         self.activation = activation
-        shape = (num_experts, d_model, d_ff)
-        for name in _inner(activation):
-            setattr(self, name, param(rngs, shape, ("expert", "expert_embed", "expert_mlp"), init, dtype))
+        shape, axes = (num_experts, d_model, d_ff), ("expert", "expert_embed", "expert_mlp")
+        inner = lambda: param(rngs, shape, axes, init, dtype)
+        self.gate = inner() if activation in GATED else None
+        self.up = inner()
         self.down = param(rngs, (num_experts, d_ff, d_model), ("expert", "expert_mlp_in", None), init, dtype)
 
     def gathered(self, dtype: DTypeLike) -> Weights:
@@ -89,13 +91,8 @@ class Experts(nnx.Module):
         return out.reshape(experts, groups, slots, size).swapaxes(0, 1)
 
 
-def _inner(activation: str) -> tuple[str, ...]:
-    """Names of the matrices before the activation."""
-    return ("gate", "up") if activation in GATED else ("up",)
-
-
 def _gathered(module: FeedForward | Experts, dtype: DTypeLike) -> Weights:
-    gate = gather(module.gate, dtype) if module.activation in GATED else None
+    gate = gather(module.gate, dtype) if module.gate is not None else None
     return Weights(gather(module.up, dtype), gate, gather(module.down, dtype))
 
 

@@ -123,7 +123,7 @@ def routing_stats(sums: Sums) -> Stats:
     return {name: measure.ratio(sums) for name, measure in MEASURES.items()}
 
 
-def stats_of_layers(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+def stats_of_layers(parts: Sequence[Mapping[str, np.ndarray | Array]]) -> dict[str, np.ndarray]:
     """The statistics of all layers, on the host, from parts of equal layers. NaN marks experts and ranks that a layer
     does not have and others have.
     """

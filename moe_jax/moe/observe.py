@@ -24,21 +24,24 @@ def observe(moe: MoEConfig, routing: Routing, kept: Bool[Array, "G T K"], sequen
 def num_sums(moe: MoEConfig) -> int:
     """Numbers that `observe` gives for one layer, at most: those of a router that fills in every part of a routing."""
     ranks = moe.num_experts if ROUTERS[moe.router].fills_slots else moe.top_k
-    by_token = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct((1, moe.group_size, *shape), dtype)
-    of_experts = by_token(columns(moe))
-    routing = Routing(
-        expert=by_token(ranks, dtype=jnp.int32),
-        gate=by_token(ranks),
-        wanted=by_token(ranks, dtype=bool),
-        valid=by_token(dtype=bool),
-        probabilities=of_experts,
-        logits=of_experts,
-        smooth_load=by_token(moe.num_experts),
-        scores=of_experts,
-        bias=jax.ShapeDtypeStruct((columns(moe),), jnp.float32),
-        penalty=jax.ShapeDtypeStruct((), jnp.float32),
-    )
-    sums = jax.eval_shape(lambda routing: observe(moe, routing, routing.wanted, 1), routing)
+    zeros = lambda *shape: jnp.zeros((1, moe.group_size, *shape))
+
+    def of_blank_routing() -> Sums:
+        routing = Routing(
+            expert=zeros(ranks).astype(jnp.int32),
+            gate=zeros(ranks),
+            wanted=zeros(ranks).astype(bool),
+            valid=zeros().astype(bool),
+            probabilities=zeros(columns(moe)),
+            logits=zeros(columns(moe)),
+            smooth_load=zeros(moe.num_experts),
+            scores=zeros(columns(moe)),
+            bias=jnp.zeros(columns(moe)),
+            penalty=jnp.zeros(()),
+        )
+        return observe(moe, routing, routing.wanted, 1)
+
+    sums = jax.eval_shape(of_blank_routing)
     return sum(math.prod(value.shape) for value in sums.values())
 
 

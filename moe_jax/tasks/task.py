@@ -6,7 +6,7 @@ the task's own data. Batches are trees of arrays whose first dimension is sharde
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import grain
 from flax import nnx
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from moe_jax.config.schema import RunConfig
 from moe_jax.moe.sums import Sums
 
-Batch = PyTree  # of arrays [B, ...]
+Batch: TypeAlias = Any  # a tree of arrays [B, ...]
 
 
 @runtime_checkable
@@ -23,8 +23,11 @@ class Task(Protocol):
     """What a batch is, how the model reads it, and which sums over the mesh are its loss."""
 
     run: RunConfig
-    unit: str  # in which data is counted: speed is logged as train/UNITs_per_second
-    units_per_step: int
+    unit: ClassVar[str]  # in which data is counted: speed is logged as train/UNITs_per_second
+
+    @property
+    def units_per_step(self) -> int:
+        """Units in a global batch, padding included."""
 
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """The model, with weights that `rngs` draw."""
@@ -36,7 +39,7 @@ class Task(Protocol):
         """Targets in a whole batch: the sum of `train_loss` over all devices is divided by it."""
 
     def train_loss(
-        self, model: nnx.Module, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
+        self, model: Any, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[Sums, ...]]:
         """The loss summed over this device's targets, and its routing sums by segment. Inside `shard_map`."""
 
@@ -48,7 +51,9 @@ class Task(Protocol):
 class Dataset(Protocol):
     """Batches, and what a held-out one is worth."""
 
-    sha256: str  # identifies what is trained on and held out; runs that agree in it compare
+    @property
+    def sha256(self) -> str:
+        """Identifies what is trained on and held out: runs that agree in it compare."""
 
     def train_batches(self, process_index: int = 0, process_count: int = 1) -> grain.DatasetIterator:
         """Endless batches of this process; the iterator's state is its position."""
@@ -56,7 +61,7 @@ class Dataset(Protocol):
     def heldout_batches(self, batches: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
         """The first `batches` held-out batches of this process; 0: all."""
 
-    def eval_sums(self, model: nnx.Module, batch: Batch, step: Int[Array, ""]) -> tuple[PyTree, tuple[Sums, ...]]:
+    def eval_sums(self, model: Any, batch: Batch, step: Int[Array, ""]) -> tuple[PyTree, tuple[Sums, ...]]:
         """Sums over this device's held-out targets, and its routing sums by segment. Inside `shard_map`."""
 
     def scores(self, sums: PyTree) -> "Scores":

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import grain
 import jax
@@ -32,7 +32,7 @@ class Text:
     """A decoder reads the ids of a row of text; its loss is the cross-entropy of the next ones, in nats a token."""
 
     run: RunConfig
-    unit = "token"
+    unit: ClassVar[str] = "token"
 
     @property
     def units_per_step(self) -> int:
@@ -46,8 +46,9 @@ class Text:
     def batch_shapes(self) -> Batch:
         """See `Task.batch_shapes`."""
         size, length = self.run.data.batch_size, self.run.data.sequence_length
-        shape = lambda *dims: jax.ShapeDtypeStruct(dims, np.int32)
-        return Batch(shape(size, length), shape(size, length), shape(size, length), shape(size))
+        tokens: Any = jax.ShapeDtypeStruct((size, length), np.int32)
+        sequences: Any = jax.ShapeDtypeStruct((size,), np.int32)
+        return Batch(ids=tokens, targets=tokens, documents=tokens, domain=sequences)
 
     def count_targets(self, batch: Batch) -> Int[Array, ""]:
         """See `Task.count_targets`."""
@@ -57,7 +58,8 @@ class Text:
         self, model: Decoder, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[Sums, ...]]:
         """See `Task.train_loss`."""
-        nll, sums = model.negative_log_likelihood(batch.ids, batch.targets, batch.documents, step, key, train=True)
+        ids, targets, documents = map(jnp.asarray, (batch.ids, batch.targets, batch.documents))
+        nll, sums = model.negative_log_likelihood(ids, targets, documents, step, key, train=True)
         return jnp.sum(nll), sums
 
     def open(self) -> "TextDataset":
@@ -95,12 +97,13 @@ class TextDataset:
 
     def eval_sums(self, model: Decoder, batch: Batch, step: Int[Array, ""]) -> tuple[TextSums, tuple[Sums, ...]]:
         """See `Dataset.eval_sums`: negative log-likelihood without noise, at the capacity factor of evaluation."""
-        nll, routing = model.negative_log_likelihood(batch.ids, batch.targets, batch.documents, step, None, train=False)
-        valid = batch.documents > 0
+        ids, targets, documents = map(jnp.asarray, (batch.ids, batch.targets, batch.documents))
+        nll, routing = model.negative_log_likelihood(ids, targets, documents, step, None, train=False)
+        valid = documents > 0
         in_domain = jax.nn.one_hot(batch.domain, len(self.corpus.domains), dtype=nll.dtype)
         by_domain = lambda per_sequence: jnp.sum(per_sequence[:, None] * in_domain, axis=0)
         bytes_per_token = jnp.asarray(self.corpus.tokenizer.bytes_per_token)
-        text_bytes = jnp.sum(bytes_per_token[batch.targets] * valid, axis=-1)
+        text_bytes = jnp.sum(bytes_per_token[targets] * valid, axis=-1)
         return TextSums(by_domain(nll), by_domain(jnp.sum(valid, axis=-1)), by_domain(text_bytes)), routing
 
     def scores(self, sums: TextSums) -> Scores:

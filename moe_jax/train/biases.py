@@ -20,14 +20,14 @@ def moved_biases(run: RunConfig, biases: PyTree, sums: Sequence[Sums], step: Int
     """
     if not jax.tree.leaves(biases):
         return biases
-    places = [index for index, spec in enumerate(segments(run)) if spec.moe is not None]
-    sums_of = dict(zip(places, sums, strict=True))
+    settings = {index: spec.moe for index, spec in enumerate(segments(run)) if spec.moe is not None}
+    sums_of = dict(zip(settings, sums, strict=True))
     update = BIAS_UPDATES[run.moe.bias_update]
     moved = {}
     for index, part in biases["segments"].items():
         leaves, tree = jax.tree.flatten(part)
         evidence = by_place(sums_of[index][update.evidence.__name__], len(leaves))
-        moe = segments(run)[index].moe
         of_layers = zip(leaves, evidence, strict=True)
-        moved[index] = tree.unflatten([updated_bias(bias, seen, step, moe, update) for bias, seen in of_layers])
+        new = [updated_bias(bias, seen, step, settings[index], update) for bias, seen in of_layers]
+        moved[index] = jax.tree.unflatten(tree, new)
     return {"segments": moved}

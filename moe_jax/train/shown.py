@@ -1,5 +1,7 @@
 """From a step's metrics to names and numbers: what metrics.jsonl and TensorBoard show of a step."""
 
+from typing import SupportsFloat
+
 import numpy as np
 
 from moe_jax.journal.figures import expert_load_image
@@ -10,7 +12,7 @@ from moe_jax.train.step import StepMetrics
 
 def curves(metrics: StepMetrics) -> dict[str, float]:
     """Scalars of one step, on the host; routing statistics are means over MoE layers unless the name says otherwise."""
-    values = {
+    values: dict[str, SupportsFloat] = {
         "train/loss": metrics.loss,
         "train/grad_norm": metrics.grad_norm,
         "train/learning_rate": metrics.learning_rate,
@@ -18,8 +20,8 @@ def curves(metrics: StepMetrics) -> dict[str, float]:
     if metrics.routing:
         values |= {f"moe/{name}": value for name, value in metrics.auxiliary.items()}
         values |= {f"moe/{name}": value for name, value in scalars(stats_of_layers(metrics.routing))}
-        values["moe/max_violation_micro_batch"] = np.mean(metrics.max_violation_micro_batch)
-        values["moe/max_violation_window"] = np.mean(metrics.max_violation_window)
+        values["moe/max_violation_micro_batch"] = np.mean(np.asarray(metrics.max_violation_micro_batch))
+        values["moe/max_violation_window"] = np.mean(np.asarray(metrics.max_violation_window))
     return {name: float(value) for name, value in values.items()}
 
 

@@ -63,9 +63,8 @@ def build_model(task: Task, mesh: Mesh) -> Model:
     run: RunConfig = task.run
     if run.model.dtype == "float64" and not jax.config.jax_enable_x64:
         raise ValueError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
-    graphdef, weights, biases = nnx.split(
-        nnx.eval_shape(lambda: task.build(nnx.Rngs(params=0))), nnx.Param, BalanceBias
-    )
+    blank = nnx.eval_shape(lambda: task.build(nnx.Rngs(params=0)))
+    graphdef, weights, biases = nnx.split(blank, nnx.Param, BalanceBias)  # type: ignore[misc]  # flax's annotation
     specs = weight_specs(mesh, weights)
     place = lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding)
     is_variable = lambda node: isinstance(node, nnx.Variable)
@@ -107,8 +106,12 @@ def state_shapes(model: Model, optimizer: optax.GradientTransformation, mesh: Me
         model.shapes,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
     )
-    number = lambda dtype: jax.ShapeDtypeStruct((), dtype, sharding=replicated)
-    return TrainState(number(jnp.int32), number(jnp.uint32), model.shapes, model.balance_bias, opt_state, model.window)
+
+    def number(dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct((), dtype, sharding=replicated)
+
+    window: Any = model.window
+    return TrainState(number(jnp.int32), number(jnp.uint32), model.shapes, model.balance_bias, opt_state, window)
 
 
 def init_state(task: Task, shapes: TrainState, optimizer: optax.GradientTransformation) -> TrainState:

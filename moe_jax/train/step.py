@@ -1,7 +1,7 @@
 """One training step and one evaluation step: the model inside `shard_map`, everything else around it under `jit`."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -164,4 +164,5 @@ def _max_violation(counts: Counts) -> Float[Array, "M"] | None:
 
 
 def _variable_specs(model: Model) -> Variables:
-    return Variables(PartitionSpec(), model.specs, PartitionSpec())
+    replicated: Any = PartitionSpec()
+    return Variables(replicated, model.specs, replicated)

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.config import default_config
-from moe_jax.models.decoder import Decoder, Text
+from moe_jax.models.decoder import Decoder
 from moe_jax.parallel.mesh import make_mesh
 from moe_jax.resolve import resolve
 
@@ -33,8 +33,9 @@ def build(run):
     return nnx.split(Decoder(run, nnx.Rngs(params=0)), nnx.Param)
 
 
-def text(documents, inputs=None) -> Text:
-    return Text(tokens() if inputs is None else inputs, documents, jnp.int32(0))
+def text(documents, ids=None):
+    """The first arguments of the decoder's methods: ids, documents, step."""
+    return tokens() if ids is None else ids, documents, jnp.int32(0)
 
 
 def call(run, weights, method, *args):

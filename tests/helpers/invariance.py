@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
-from moe_jax.moe.dispatch import DISPATCHERS
 
 from moe_jax.config import default_config
 from moe_jax.data import Batch
@@ -15,7 +14,8 @@ from moe_jax.optim.optimizer import make_optimizer
 from moe_jax.parallel.mesh import AXES, TOKEN_AXES, make_mesh
 from moe_jax.parallel.sharding import spec_of
 from moe_jax.resolve import resolve
-from moe_jax.train.state import abstract_state, build_model, init_state
+from moe_jax.tasks.registry import task_of
+from moe_jax.train.state import build_model, init_state, state_shapes
 from moe_jax.train.step import make_train_step
 
 MESHES = (
@@ -88,22 +88,22 @@ def name(mesh):
 def make_batch() -> Batch:
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 32, (BATCH, LENGTH + 1)).astype(np.int32)
-    segments = np.ones((BATCH, LENGTH), np.int32)
+    documents = np.ones((BATCH, LENGTH), np.int32)
     for row in range(0, BATCH, 3):
-        segments[row, rng.integers(0, LENGTH) :] = 0  # padding at the end, of one whole sequence too
-    segments[3] = 0
-    return Batch(tokens[:, :-1], tokens[:, 1:], segments, np.zeros(BATCH, np.int32))
+        documents[row, rng.integers(0, LENGTH) :] = 0  # padding at the end, of one whole sequence too
+    documents[3] = 0
+    return Batch(tokens[:, :-1], tokens[:, 1:], documents, np.zeros(BATCH, np.int32))
 
 
 def train(run, routing, steps):
     """First step's metrics and gradients, and what the last one leaves (weights, biases, loads), on the host."""
     mesh = make_mesh(run.mesh)
-    model = build_model(run, mesh)
+    model = build_model(task_of(run), mesh)
     optimizer = make_optimizer(run.train, model.decayed)
-    abstract = abstract_state(model, optimizer, mesh)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shapes = state_shapes(model, optimizer, mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     state = jax.device_put(initial_state(routing, run.model.dtype), placed)
-    step = jax.jit(make_train_step(run, mesh, model, optimizer), out_shardings=(placed, None))
+    step = jax.jit(make_train_step(task_of(run), mesh, model, optimizer), out_shardings=(placed, None))
     batch = jax.device_put(make_batch(), NamedSharding(mesh, spec_of(mesh, TOKEN_AXES)))
     state, metrics = step(state, batch)
     # Adam's first moment after one step is (1 - b1) times the gradient, which is clipped after its norm was taken.
@@ -119,11 +119,11 @@ def train(run, routing, steps):
 @functools.cache
 def initial_state(routing, dtype):
     """The same for all meshes, on the host: drawing it anew on each would compile as long as the step."""
-    run = make_run({}, routing, "einsum", dtype)
+    run = make_run({}, routing, "auto", dtype)
     mesh = make_mesh(run.mesh)
-    model = build_model(run, mesh)
+    model = build_model(task_of(run), mesh)
     optimizer = make_optimizer(run.train, model.decayed)
-    return jax.device_get(init_state(run, abstract_state(model, optimizer, mesh), optimizer))
+    return jax.device_get(init_state(task_of(run), state_shapes(model, optimizer, mesh), optimizer))
 
 
 @functools.cache
@@ -145,7 +145,7 @@ def assert_same_five_steps(routing, dispatcher, mesh):
         expected = on_one_device(routing, dispatcher, "float64", 5)
         metrics, _ = expected[0]
         run = make_run(mesh, routing, dispatcher, "float64")
-        assert ROUTERS[run.moe.router].fills_slots or np.all(metrics.routing.dropped > 0.01)
+        assert ROUTERS[run.moe.router].fills_slots or all(np.all(part["dropped_fraction"] > 0.01) for part in metrics.routing)
         assert_equal_to(expected, train(run, routing, 5), 1e-10)
 
 
@@ -153,12 +153,12 @@ def _is_quick(routing, dispatcher, mesh):
     """Whether `make test` holds the row; `make test-slow` holds the others."""
     if routing in OTHER_ROUTINGS:
         return (mesh == MESHES[2]) if dispatcher == "capacity" else (mesh == MESHES[3] and routing in TWO_DISPATCHERS)
-    return dispatcher in ("capacity", _only(routing)) or mesh in MESHES[1:3]
+    return dispatcher == dispatchers_of(routing)[0] or mesh in MESHES[1:3]
 
 
-def _only(routing):
-    """The one dispatcher that can express it, or None."""
-    return ROUTERS[ALL_ROUTINGS[routing]["moe.router"]].fixed_fields.get("dispatcher")
+def dispatchers_of(routing):
+    """Those that can carry it, the default one first."""
+    return ROUTERS[ALL_ROUTINGS[routing]["moe.router"]].dispatchers
 
 
 def over_the_table(routings, meshes):
@@ -166,7 +166,7 @@ def over_the_table(routings, meshes):
     rows = [
         pytest.param(routing, dispatcher, mesh, id=f"{routing}-{dispatcher}-{name(mesh)}", marks=marks)
         for routing in routings
-        for dispatcher in ([_only(routing)] if _only(routing) else DISPATCHERS)
+        for dispatcher in dispatchers_of(routing)
         for mesh in meshes
         for marks in [() if _is_quick(routing, dispatcher, mesh) else pytest.mark.slow]
     ]

@@ -7,10 +7,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.config import MeshConfig, MoEConfig
-from moe_jax.models.decoder import fan_in_init
 from moe_jax.moe.layer import MoELayer
-from moe_jax.moe.router import TokenInfo
+from moe_jax.moe.context import Context
 from moe_jax.parallel.mesh import make_mesh
+from moe_jax.parallel.sharding import fan_in_init
 
 
 def on_one_device(function):
@@ -28,6 +28,6 @@ def apply(layer: MoELayer, x, valid=None, keys=None, train=True, ids=None, step=
     ids = np.zeros(x.shape[:2], np.int32) if ids is None else ids
 
     def forward(weights, x, ids, valid):
-        return nnx.merge(graphdef, weights)(x, TokenInfo(ids, valid, keys, jnp.int32(step)), train)
+        return nnx.merge(graphdef, weights)(x, Context(ids, valid, keys, jnp.int32(step)), train)
 
     return jax.jit(on_one_device(forward))(weights, x, ids, valid)

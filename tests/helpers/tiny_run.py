@@ -82,24 +82,24 @@ def set_up_once(make_run):
         key = json.dumps(shape, sort_keys=True)
         if key not in weights:
             setup = set_up(make_run(shape))
-            weights[key] = init_state(setup.run, setup.abstract, setup.optimizer).params
+            weights[key] = init_state(setup.task, setup.shapes, setup.optimizer).params
         return jax.tree.map(jnp.copy, weights[key])
 
     def call(fields=None, devices=1):
         key = json.dumps([fields, devices], sort_keys=True)
         if key not in setups:
             setup = set_up(make_run(fields, devices))
-            setups[key] = setup, jax.jit(setup.optimizer.init, out_shardings=shardings(setup.abstract.opt_state))
+            setups[key] = setup, jax.jit(setup.optimizer.init, out_shardings=shardings(setup.shapes.opt_state))
         setup, init_optimizer = setups[key]
         start = jnp.zeros((), jnp.int32), jnp.uint32(setup.run.seed), drawn(fields or {})
-        step, seed, params = jax.device_put(start, shardings(setup.abstract[:3]))
+        step, seed, params = jax.device_put(start, shardings(setup.shapes[:3]))
         biases, window = jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape), (setup.abstract.balance_bias, setup.abstract.window)
+            lambda leaf: jnp.zeros(leaf.shape), (setup.shapes.balance_bias, setup.shapes.window)
         )
         return setup, TrainState(step, seed, params, biases, init_optimizer(params), window)
 
     return call
 
 
-def shardings(abstract):
-    return jax.tree.map(lambda leaf: leaf.sharding, abstract)
+def shardings(shapes):
+    return jax.tree.map(lambda leaf: leaf.sharding, shapes)

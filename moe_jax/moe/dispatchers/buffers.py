@@ -1,5 +1,7 @@
 """Through the experts and back: the exchange of expert buffers over the mesh, shared by all dispatchers with slots."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
@@ -25,13 +27,13 @@ def through_experts(
     wire = moe.exchange_dtype or buffers.dtype
     weights = experts.gathered(buffers.dtype)
     by_expert = buffers.reshape(buffers.shape[0], moe.num_experts, -1, buffers.shape[-1])
-    masks = [None] * chunks
+    masks: Sequence[Array | None] = [None] * chunks
     if moe.expert_dropout and context.keys is not None:
         mask = hidden_mask(context.keys, moe.expert_dropout, by_expert.shape[2], weights)
         masks = jnp.array_split(mask, chunks, axis=2)
     returned = []
-    for chunk, mask in zip(jnp.array_split(by_expert.astype(wire), chunks, axis=2), masks, strict=True):
+    for chunk, chunk_mask in zip(jnp.array_split(by_expert.astype(wire), chunks, axis=2), masks, strict=True):
         dispatched = checkpoint_name(to_experts(chunk), DISPATCHED)
-        out = experts(dispatched.astype(buffers.dtype), weights, mask)
+        out = experts(dispatched.astype(buffers.dtype), weights, chunk_mask)
         returned.append(checkpoint_name(from_experts(out.astype(wire)), RETURNED))
     return jnp.concatenate(returned, axis=2).astype(buffers.dtype).reshape(buffers.shape)
