@@ -28,12 +28,17 @@ def max_over(x: Array, axes: Sequence[str]) -> Array:
     return lax.pmax(x, live(axes)) if live(axes) else x
 
 
+def varies(x: Array, axis: str) -> bool:
+    """Whether devices along `axis` may have different values of `x`."""
+    return axis in jax.typeof(x).manual_axis_type.varying
+
+
 def varying(x: Array, axes: Sequence[str]) -> Array:
     """Marks `x`, equal on all devices along `axes`, as the place where their computations part.
 
     The gradient of what follows is summed over `axes` here. Along an axis where `x` varies already nothing changes.
     """
-    apart = tuple(axis for axis in live(axes) if axis not in jax.typeof(x).vma)
+    apart = tuple(axis for axis in live(axes) if not varies(x, axis))
     return lax.pcast(x, apart, to="varying") if apart else x
 
 
@@ -62,7 +67,7 @@ def sum_parts(parts: Sequence[Array], axis: str) -> Array:
     """The sum of `parts`. Those that vary over `axis` are this device's share of a sum, which is made once for all of
     them together; the others are whole already.
     """
-    shares = [part for part in parts if axis in jax.typeof(part).vma]
-    whole = [part for part in parts if axis not in jax.typeof(part).vma]
+    shares = [part for part in parts if varies(part, axis)]
+    whole = [part for part in parts if not varies(part, axis)]
     summed = [sum_over(functools.reduce(operator.add, shares), [axis])] if shares else []
     return functools.reduce(operator.add, [*whole, *summed])
