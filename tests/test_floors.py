@@ -15,13 +15,13 @@ FLOORS = (  # from the ground up
 )  # fmt: skip
 BELOW = {room: FLOORS[:floor] for floor, room in enumerate(FLOORS)} | {"cli": ("config", "resolve")}
 MAX_FUNCTION, MAX_FILE = 60, 400
-FILES = sorted(path for folder in ("moe_jax", "experiments", "configs") for path in (ROOT / folder).rglob("*.py"))
+FILES = sorted(path for top in ("moe_jax", "experiments", "configs") for path in (ROOT / top).rglob("*.py"))
 ROOMS = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 name = lambda path: path.relative_to(ROOT).as_posix()
 
 
 def room_of(path):
-    """The first part of a file's path below the package: a folder, or `cli`."""
+    """The room that a file stands in: the first part of its path below the package, or `cli`."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 

@@ -27,17 +27,16 @@ A router decides which experts a token goes to and with what weight: `--config.m
 whole groups.
 
 Each file trains 4,000 steps on a pinned source archive (11 MB), 20 minutes on a CPU core; with
-`--config.train.steps=200 --config.eval.every=50` it takes one. So were these curves made, held-out loss and expert
-balance (one seed: their order is no result):
+`--config.train.steps=200 --config.eval.every=50` it takes one. These curves of held-out loss and expert balance
+were made like that (with one seed, so their order is no result):
 
 ![Curves of the routers in TensorBoard](images/routers.png)
 """
-LEAK = """*Leak*: the fraction of tokens in the first half of a group whose output changes when the second half is
-replaced; first in training, then in evaluation. Measured with random weights, groups of {tokens} tokens, {experts}
-experts and a capacity factor of {tight}, with the last dispatcher named above; `python -m
-moe_jax.documentation.causality`
-measures all. What leaks is allowed, with a warning: such a decoder is trained with a look at tokens that it will not
-have when it generates.
+LEAK = """*Leak* is the fraction of tokens in the first half of a group whose output changes when the second half is
+replaced, first in training, then in evaluation. It is measured with random weights, groups of {tokens} tokens,
+{experts} experts and a capacity factor of {tight}, with the last dispatcher named above;
+`python -m moe_jax.documentation.causality` measures all dispatchers. What leaks is allowed, with a warning: such a
+decoder is trained with a look at tokens that it will not have when it generates.
 """
 COMMON = """These work with every router, unless its section says otherwise; `moe.fine_grained`, which multiplies K,
 where K is not fixed.

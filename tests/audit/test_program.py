@@ -18,6 +18,8 @@ from jax.sharding import PartitionSpec as P
 from moe_jax.audit.hlo import arrays, parse
 from moe_jax.audit.program import bytes_sent, collectives, matmuls
 from moe_jax.audit.replica_groups import axes_of_pairs, axes_of_replica_groups, replica_groups
+from moe_jax.audit.table import audit
+from moe_jax.config.schema import RunConfig
 
 AXES = ("data", "fsdp", "expert")
 HLO = pathlib.Path(__file__).parent / "hlo"
@@ -249,3 +251,11 @@ def test_a_padded_all_reduce_and_slice_is_a_reduce_scatter():
     scattered, passed = collectives((HLO / "tpu_v5p_padded.txt").read_text(), mesh)
     assert (scattered.kind, scattered.axes, scattered.bytes) == ("reduce-scatter", ("fsdp",), 14400 * 4096 * 2)
     assert (passed.kind, passed.axes, passed.bytes) == ("collective-permute", ("fsdp",), 56 * 4096 * 2)
+
+
+@pytest.mark.parametrize("method", ["as_text", "memory_analysis"])
+def test_an_audit_needs_text_and_memory(monkeypatch, method):
+    program = jax.jit(jnp.sin).lower(1.0).compile()
+    monkeypatch.setattr(type(program), method, lambda self: None)
+    with pytest.raises(ValueError, match="reports no text or no memory"):
+        audit(RunConfig(), MESH, program, 0.0)

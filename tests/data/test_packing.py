@@ -56,9 +56,9 @@ def test_empty_documents_still_count():
 
 
 def test_less_than_one_sequence_is_padded_into_one(documents):
-    inputs = [E, 1, 1, 1, E, 2, E, 3, 3, 3, 3, E, E]
+    ids = [E, 1, 1, 1, E, 2, E, 3, 3, 3, 3, E, E]
     targets = [1, 1, 1, E, 2, E, 3, 3, 3, 3, E, E, E]
-    expected = [(inputs, targets, [1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 0, 0], 0)]
+    expected = [(ids, targets, [1, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 0, 0], 0)]
     assert rows_of(heldout_rows(documents, 13)) == expected
     assert rows_of(Rows(documents, np.arange(3), 13, keep_last=False)) == expected
 
@@ -100,11 +100,11 @@ def test_random_streams_equal_a_plain_loop(length):
         number += [count] * (len(encoded[d]) + 1)
     assert len(rows) == -(-(len(stream) - 1) // length)
     for i, row in enumerate(rows):
-        inputs, targets = stream[i * length :][:length], stream[i * length + 1 :][:length]
+        ids, targets = stream[i * length :][:length], stream[i * length + 1 :][:length]
         documents = number[i * length + 1 :][:length]
         valid = row.documents > 0
         assert list(row.targets[valid]) == targets
-        assert list(row.ids[valid]) == inputs[: len(targets)]
+        assert list(row.ids[valid]) == ids[: len(targets)]
         assert list(row.documents[valid]) == [d - documents[0] + 1 for d in documents]
 
 
