@@ -9,13 +9,10 @@ class ConfigError(ValueError):
     """What a user asked for cannot run; its text is one line that names field, value and remedy."""
 
 
-Violation = ConfigError
-
-
 def positive(name: str, value: int | float) -> None:
     """Raises unless value > 0."""
     if not value > 0:
-        raise Violation(
+        raise ConfigError(
             f"{name}={value} must be positive: give {'at least 1' if isinstance(value, int) else 'more than 0'}"
         )
 
@@ -24,7 +21,7 @@ def divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
     """Raises unless `value` is a multiple of `divisor`; names the multiples next to it."""
     if value % divisor:
         near = [n for n in (value // divisor * divisor, (value // divisor + 1) * divisor) if n > 0]
-        raise Violation(
+        raise ConfigError(
             f"{name}={value} is not a multiple of {divisor_name}={divisor}: use {name}={' or '.join(map(str, near))}, "
             f"or change {divisor_name}"
         )
@@ -33,25 +30,25 @@ def divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
 def one_of(name: str, value: str, known: Iterable[str]) -> None:
     """Raises unless `value` is one of `known`, which the message lists."""
     if value not in known:
-        raise Violation(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
+        raise ConfigError(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
 
 
 def not_negative(name: str, value: int | float) -> None:
     """Raises unless value >= 0."""
     if not value >= 0:
-        raise Violation(f"{name}={value} is negative: give 0 or more")
+        raise ConfigError(f"{name}={value} is negative: give 0 or more")
 
 
 def between(name: str, value: int | float, low: int | float, high: int | float) -> None:
     """Raises unless low <= value <= high."""
     if not low <= value <= high:
-        raise Violation(f"{name}={value} is outside [{low}, {high}]: choose a value inside")
+        raise ConfigError(f"{name}={value} is outside [{low}, {high}]: choose a value inside")
 
 
 def below_one(name: str, value: float) -> None:
     """Raises unless 0 <= value < 1."""
     if not 0 <= value < 1:
-        raise Violation(f"{name}={value} is outside [0, 1): choose a value inside")
+        raise ConfigError(f"{name}={value} is outside [0, 1): choose a value inside")
 
 
 def each(run: RunConfig, names: str, rule: Callable[[str, int | float], None]) -> None:

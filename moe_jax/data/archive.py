@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from moe_jax.config.rules import Violation
+from moe_jax.config.rules import ConfigError
 from moe_jax.data.cache import publish
 
 PINNED = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.!+_-]*)")
@@ -28,11 +28,11 @@ class SourceArchive:
     def of(cls, requirement: str, cache_dir: Path) -> "SourceArchive":
         """Parses `requirement`, a release NAME==VERSION.
 
-        Raises Violation for anything else: results are compared, so the text must not change.
+        Raises ConfigError for anything else: results are compared, so the text must not change.
         """
         match = PINNED.fullmatch(requirement)
         if match is None:
-            raise Violation(f"data.source='pypi:{requirement}' names no release: pin one, as in pypi:Django==5.1.4")
+            raise ConfigError(f"data.source='pypi:{requirement}' names no release: pin one, as in pypi:Django==5.1.4")
         directory = re.sub(r"[-_.]+", "-", match["name"]).lower() + "-" + match["version"]
         return cls(match["name"], match["version"], cache_dir / "archives" / directory)
 

@@ -8,7 +8,7 @@ from moe_jax.data.tokenizers import check_tokenizer
 
 
 def check(run: RunConfig) -> None:
-    """Raises Violation on the first condition of section `data` that does not hold.
+    """Raises ConfigError on the first condition of section `data` that does not hold.
 
     Whether the vocabulary has room for the tokenizer is checked by `load_corpus`, since a run that is only counted or
     compiled may have any vocabulary.

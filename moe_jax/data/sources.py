@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from moe_jax.config.rules import Violation
+from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import DataConfig
 from moe_jax.data.archive import SourceArchive
 from moe_jax.data.documents import Document, as_utf8
@@ -199,16 +199,16 @@ SOURCES = {
 def parse_sources(config: DataConfig) -> list[Source]:
     """The sources that `config.source` names; nothing is read yet.
 
-    Raises Violation for a source that is unknown or incomplete, and where `config.weights` do not fit the sources.
+    Raises ConfigError for a source that is unknown or incomplete, and where `config.weights` do not fit the sources.
     """
     sources = [_parse_source(spec.strip(), config) for spec in config.source.split(",")]
     if config.weights and len(config.weights) != len(sources):
-        raise Violation(
+        raise ConfigError(
             f"data.weights={config.weights} has {len(config.weights)} entries for {len(sources)} sources: give one "
             "each, or () to mix by size"
         )
     if any(not weight > 0 for weight in config.weights):
-        raise Violation(f"data.weights={config.weights} has an entry that is not positive: leave that source out")
+        raise ConfigError(f"data.weights={config.weights} has an entry that is not positive: leave that source out")
     return sources
 
 
@@ -216,7 +216,7 @@ def _parse_source(spec: str, config: DataConfig) -> Source:
     prefix, _, argument = spec.partition(":")
     if prefix not in SOURCES or bool(argument) != bool(SOURCES[prefix].argument):
         *first, last = (f"{name}:{kind.argument}" if kind.argument else name for name, kind in SOURCES.items())
-        raise Violation(
+        raise ConfigError(
             f"data.source={spec!r} is not a source: use {', '.join(first)} or {last}, several joined by commas"
         )
     return SOURCES[prefix].make(spec, argument, config)

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from moe_jax.config.rules import Violation
+from moe_jax.config.rules import ConfigError
 from moe_jax.data.documents import Document
 
 
@@ -17,9 +17,9 @@ class Split(NamedTuple):
 
 
 def check_holdout_fraction(fraction: float | int) -> None:
-    """Raises Violation unless 0 < fraction < 1."""
+    """Raises ConfigError unless 0 < fraction < 1."""
     if not 0 < fraction < 1:
-        raise Violation(f"data.holdout_fraction={fraction} is outside (0, 1): 0.05 holds out one file in 20")
+        raise ConfigError(f"data.holdout_fraction={fraction} is outside (0, 1): 0.05 holds out one file in 20")
 
 
 def holdout_split(documents: Sequence[Document], fraction: float | int) -> Split:
@@ -27,7 +27,7 @@ def holdout_split(documents: Sequence[Document], fraction: float | int) -> Split
 
     The number is rounded to whole documents, but a domain with more than one document always has one held out and
     never all. A fraction of 0 holds out nothing. Neither the order of the documents nor their content matters, and a
-    document added to a domain moves at most those at the border. Raises Violation unless 0 <= fraction < 1.
+    document added to a domain moves at most those at the border. Raises ConfigError unless 0 <= fraction < 1.
     """
     if fraction:
         check_holdout_fraction(fraction)

@@ -14,7 +14,7 @@ from absl import logging
 from jaxtyping import Int32, Integer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from moe_jax.config.rules import Violation, one_of
+from moe_jax.config.rules import ConfigError, one_of
 from moe_jax.data.cache import cache_key, publish
 
 BYTES = 256
@@ -156,15 +156,15 @@ TOKENIZERS = {
 
 
 def check_tokenizer(name: str) -> None:
-    """Raises Violation unless `TOKENIZERS` has `data.tokenizer`."""
+    """Raises ConfigError unless `TOKENIZERS` has `data.tokenizer`."""
     one_of("data.tokenizer", name, TOKENIZERS)
 
 
 def check_vocab_size(name: str, vocab_size: int) -> None:
-    """Raises Violation for an unknown `data.tokenizer`, and where `model.vocab_size` has no room for its ids."""
+    """Raises ConfigError for an unknown `data.tokenizer`, and where `model.vocab_size` has no room for its ids."""
     check_tokenizer(name)
     if vocab_size <= BYTES:
-        raise Violation(
+        raise ConfigError(
             f"model.vocab_size={vocab_size} is smaller than the {BYTES + 1} ids of data.tokenizer={name!r} (256 bytes "
             f"and the end of document): use at least {BYTES + 1}"
         )

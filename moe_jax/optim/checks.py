@@ -1,12 +1,12 @@
 """What section `train` of a run has to satisfy."""
 
-from moe_jax.config.rules import Violation, below_one, between, divides, each, not_negative, one_of, positive
+from moe_jax.config.rules import ConfigError, below_one, between, divides, each, not_negative, one_of, positive
 from moe_jax.config.schema import RunConfig
 from moe_jax.optim.optimizer import OPTIMIZERS, SCHEDULES
 
 
 def check(run: RunConfig) -> None:
-    """Raises Violation on the first condition of section `train` that does not hold."""
+    """Raises ConfigError on the first condition of section `train` that does not hold."""
     train = run.train
     each(run, "train.steps train.accumulate", positive)
     each(run, "train.warmup_steps train.decay_steps", not_negative)
@@ -18,9 +18,9 @@ def check(run: RunConfig) -> None:
     each(run, "train.b1 train.b2", below_one)
     divides("train.accumulate", train.accumulate, "data.batch_size", run.data.batch_size)
     if train.schedule == "wsd" and train.warmup_steps + train.decay_steps > train.steps:
-        raise Violation(
+        raise ConfigError(
             f"train.decay_steps={train.decay_steps} and train.warmup_steps={train.warmup_steps} exceed "
             f"train.steps={train.steps}: shorten one of them"
         )
     if train.profile and (len(train.profile) != 2 or min(train.profile) < 0 or train.profile[1] == 0):
-        raise Violation(f"train.profile={train.profile} is not (first step, number of steps): for instance (20, 3)")
+        raise ConfigError(f"train.profile={train.profile} is not (first step, number of steps): for instance (20, 3)")

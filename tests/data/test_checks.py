@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from moe_jax.config.rules import Violation
+from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import DataConfig, RunConfig
 from moe_jax.data.checks import check
 from moe_jax.data.tokenizers import TOKENIZERS
@@ -37,5 +37,5 @@ def test_possible(tokenizer):
     ids=str,
 )
 def test_impossible(fields, message):
-    with pytest.raises(Violation, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         check(run_of(**fields))

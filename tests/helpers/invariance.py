@@ -145,7 +145,9 @@ def assert_same_five_steps(routing, dispatcher, mesh):
         expected = on_one_device(routing, dispatcher, "float64", 5)
         metrics, _ = expected[0]
         run = make_run(mesh, routing, dispatcher, "float64")
-        assert ROUTERS[run.moe.router].fills_slots or all(np.all(part["dropped_fraction"] > 0.01) for part in metrics.routing)
+        assert ROUTERS[run.moe.router].fills_slots or all(
+            np.all(part["dropped_fraction"] > 0.01) for part in metrics.routing
+        )
         assert_equal_to(expected, train(run, routing, 5), 1e-10)
 
 

@@ -7,8 +7,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.config import MeshConfig, MoEConfig
-from moe_jax.moe.layer import MoELayer
 from moe_jax.moe.context import Context
+from moe_jax.moe.layer import MoELayer
 from moe_jax.parallel.mesh import make_mesh
 from moe_jax.parallel.sharding import fan_in_init
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from moe_jax.config.rules import Violation
+from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import RunConfig, TrainConfig
 from moe_jax.optim.checks import check
 from moe_jax.optim.optimizer import OPTIMIZERS, SCHEDULES
@@ -49,5 +49,5 @@ def test_possible(optimizer, schedule):
     ids=str,
 )
 def test_impossible(fields, message):
-    with pytest.raises(Violation, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         check(run_of(**fields))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from moe_jax.config.rules import Violation
+from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.router import BIAS_OPTIONS, Router, draw_per_group, second_keys
 from moe_jax.moe.routers.selection import top_k_choices
@@ -32,7 +32,7 @@ class GShard(Router):
         """See `Router.check`."""
         default = MoEConfig.second_threshold
         if moe.second_threshold != default and moe.second_expert != "threshold":
-            raise Violation(
+            raise ConfigError(
                 f"moe.second_threshold={moe.second_threshold} has no effect with moe.second_expert="
                 f"{moe.second_expert!r}: leave it at {default}, or set moe.second_expert='threshold'"
             )

@@ -11,7 +11,7 @@ from jax.scipy.special import ndtr
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from moe_jax.config.rules import Violation
+from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.router import Router, columns, draw_per_group, project, second_keys
 from moe_jax.moe.routing import Choices, pick
@@ -42,7 +42,7 @@ class NoisyTopK(Router):
     def check(cls, moe, top_k, num_experts):
         """See `Router.check`."""
         if moe.top_k >= moe.num_experts:
-            raise Violation(
+            raise ConfigError(
                 f"{top_k}={moe.top_k} with moe.router='noisy_top_k' and {num_experts}={moe.num_experts}: its load "
                 f"needs an expert that is not chosen, raise {num_experts} or lower {top_k}"
             )

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from moe_jax.config.capacity import capacity
-from moe_jax.config.rules import Violation
+from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.context import Context
 from moe_jax.moe.router import Router
@@ -58,7 +58,7 @@ class Soft(Router):
         """See `Router.check`. Slots are trained weights: evaluation has no others."""
         trained, evaluated = num_slots(moe), num_slots(moe, moe.eval_capacity_factor)
         if evaluated != trained:
-            raise Violation(
+            raise ConfigError(
                 f"moe.eval_capacity_factor={moe.eval_capacity_factor} gives {evaluated} slots with moe.router='soft', "
                 f"whose {trained} slots are trained: give training, evaluation and every layer one capacity factor"
             )
