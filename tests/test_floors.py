@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "moe_jax"
 FLOORS = (  # from the ground up
-    "config", "parallel", "moe", "models", "data", "tasks", "optim", "resolve", "journal", "train", "audit", "report",
-    "sweep", "benchmarks", "documentation",
+    "config", "parallel", "moe", "models", "data", "tasks", "optim", "resolve", "cli", "journal", "train", "audit",
+    "report", "sweep", "benchmarks", "documentation",
 )  # fmt: skip
-BELOW = {room: FLOORS[:floor] for floor, room in enumerate(FLOORS)} | {"cli": ("config", "resolve")}
+BELOW = {room: FLOORS[:floor] for floor, room in enumerate(FLOORS)}
 MAX_FUNCTION, MAX_FILE = 60, 400
 FILES = sorted(path for top in ("moe_jax", "experiments", "configs") for path in (ROOT / top).rglob("*.py"))
 ROOMS = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

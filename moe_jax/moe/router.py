@@ -66,8 +66,9 @@ class Router(nnx.Module):
 
     @classmethod
     def check(cls, moe: MoEConfig, top_k: str, num_experts: str) -> None:
-        """Raises `ConfigError` on what this router alone cannot work with. `top_k` and `num_experts` name the fields that
-        a layer has them from.
+        """Raises `ConfigError` on what this router alone cannot work with.
+
+        `top_k` and `num_experts` name the fields that a layer has them from.
         """
 
     @classmethod

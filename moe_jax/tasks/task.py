@@ -22,8 +22,11 @@ Batch: TypeAlias = Any  # a tree of arrays [B, ...]
 class Task(Protocol):
     """What a batch is, how the model reads it, and which sums over the mesh are its loss."""
 
-    run: RunConfig
     unit: ClassVar[str]  # in which data is counted: speed is logged as train/UNITs_per_second
+
+    @property
+    def run(self) -> RunConfig:
+        """The configuration that it follows from."""
 
     @property
     def units_per_step(self) -> int:
