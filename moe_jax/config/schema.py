@@ -80,6 +80,7 @@ class MoEConfig:
     top_groups: int = 0  # groups that a token's experts may come from; 0: no limit
     group_score: str = "max"  # what a group is chosen by: max (DeepSeek-V2) or top2 (the sum of its two best, V3)
     sinkhorn_iterations: int = 8  # sinkhorn: scalings of the assignment towards equal loads
+    top_p: float = 0.4  # top_p: probability that the chosen experts add up to
     second_expert: str = "always"  # gshard: keep the second expert always, by threshold, or at random
     second_threshold: float = 0.2  # gshard, second_expert=threshold: the gate from which it is kept
     jitter: float = 0.0  # multiply the router's input by a uniform draw from [1 - jitter, 1 + jitter] in training
@@ -95,9 +96,13 @@ class MoEConfig:
     importance_loss: float = 0.0  # weight of the importance loss (Shazeer et al. 2017)
     load_loss: float = 0.0  # weight of the load loss, for noisy_top_k (Shazeer et al. 2017)
     bias_rate: float = 0.0  # u of the auxiliary-loss-free balance bias (DeepSeek-V3: 0.001); 0: no bias
-    bias_update: str = "sign"  # by the sign of a load's deviation from the mean, or "proportional" to it
+    # How the bias moves, see moe_jax/moe/bias_updates/: by the sign of a load's deviation from the mean, "proportional"
+    # to it, "longcat" (for that router), or to the batch's "quantile", bias_rate of the way (Kimi K3: 1).
+    bias_update: str = "sign"
+    target_experts: float = 0.0  # longcat: routed experts that a token visits on average, null ones not counted
     bias_steps: int = 0  # steps in which the bias moves, then it stays; 0: all
     z_loss: float = 0.0  # weight of the router z-loss; ST-MoE uses 0.001
+    entropy_loss: float = 0.0  # weight of the entropy of the router's distribution, in nats
     penalty: str = ""  # a loss of the router's own weights, see moe_jax/moe/penalties.py
     penalty_loss: float = 0.0  # weight of that loss
 

@@ -49,7 +49,7 @@ def _fields(run: RunConfig) -> None:
         run,
         "moe.num_experts moe.first_dense moe.num_shared_experts moe.shared_d_ff moe.null_experts moe.top_groups "
         "moe.temperature_steps moe.bias_steps moe.balance_loss moe.importance_loss moe.load_loss moe.z_loss "
-        "moe.penalty_loss moe.final_temperature",
+        "moe.entropy_loss moe.penalty_loss moe.final_temperature moe.target_experts",
         not_negative,
     )
     for field, known in CHOICES.items():

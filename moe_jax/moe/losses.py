@@ -62,6 +62,13 @@ def sequences(observed: Observed) -> Float[Array, ""]:
     return jnp.sum(_by_sequence(valid, observed.sequences)[:, 0] > 0, dtype=valid.dtype)
 
 
+def trained_entropy(observed: Observed) -> Float[Array, ""]:
+    """Entropy of the router's distribution, in nats, with a gradient that is finite at a probability of 0."""
+    p = observed.routing.probabilities
+    by_token = -jnp.sum(p * jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny)), axis=-1)
+    return jnp.sum(by_token * valid_tokens(observed.routing))
+
+
 def router_penalty(observed: Observed) -> Float[Array, ""] | None:
     """The loss of the router's own weights, once for each token, so that it is itself again when divided by tokens."""
     penalty = observed.routing.penalty
@@ -98,6 +105,11 @@ def load_loss(sums: Sums) -> Float[Array, "*M"]:
     the probability that new noise on its logit makes them choose it, which has a gradient where a count has none.
     """
     return cv_squared(sums["smooth_load"])
+
+
+def entropy_loss(sums: Sums) -> Float[Array, "*M"]:
+    """Mean entropy of each layer's router in nats: it keeps `top_p` from buying experts (Huang et al. 2024)."""
+    return sums["trained_entropy"] / jnp.maximum(sums["tokens"], 1)
 
 
 def penalty_loss(sums: Sums) -> Float[Array, "*M"]:
@@ -141,6 +153,7 @@ LOSSES: dict[str, Loss] = {
         lambda moe: (importance,), lambda sums, moe, before: importance_loss(sums, moe.null_experts)
     ),
     "load_loss": Loss(lambda moe: (smooth_load,), lambda sums, moe, before: load_loss(sums)),
+    "entropy_loss": Loss(lambda moe: (trained_entropy, tokens), lambda sums, moe, before: entropy_loss(sums)),
     "penalty_loss": Loss(lambda moe: (router_penalty, tokens), lambda sums, moe, before: penalty_loss(sums)),
 }
 

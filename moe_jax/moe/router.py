@@ -50,7 +50,7 @@ class Router(nnx.Module):
     options: ClassVar[frozenset[str]] = frozenset(  # fields of MoEConfig that some routers use, this one among them
         {
             *("jitter", "router_bias", "router_dtype", "temperature", "final_temperature", "temperature_steps"),
-            *("z_loss", "penalty", "penalty_loss"),
+            *("z_loss", "entropy_loss", "penalty", "penalty_loss"),
         }
     )
     fixed_fields: ClassVar[Mapping[str, object]] = {}  # other fields, and the only value that it works with

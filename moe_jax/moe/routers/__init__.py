@@ -3,17 +3,28 @@
 from moe_jax.moe.router import Router
 from moe_jax.moe.routers.controls import Hash, Random
 from moe_jax.moe.routers.expert_choice import ExpertChoice
+from moe_jax.moe.routers.gemma4 import Gemma4
 from moe_jax.moe.routers.gshard import GShard
+from moe_jax.moe.routers.llama4 import Llama4
+from moe_jax.moe.routers.longcat import LongCat
 from moe_jax.moe.routers.noisy_top_k import NoisyTopK
 from moe_jax.moe.routers.sinkhorn import Sinkhorn
 from moe_jax.moe.routers.soft import Soft
+from moe_jax.moe.routers.sqrt_softplus import HashedSqrtSoftplus, SqrtSoftplus
 from moe_jax.moe.routers.top_k import Sigmoid, Switch, TopK
+from moe_jax.moe.routers.top_p import TopP
 
 ROUTERS: dict[str, type[Router]] = {
     "switch": Switch,
     "gshard": GShard,
     "top_k": TopK,
     "sigmoid": Sigmoid,
+    "top_p": TopP,
+    "llama4": Llama4,
+    "gemma4": Gemma4,
+    "longcat": LongCat,
+    "sqrt_softplus": SqrtSoftplus,
+    "hashed_sqrt_softplus": HashedSqrtSoftplus,
     "noisy_top_k": NoisyTopK,
     "sinkhorn": Sinkhorn,
     "hash": Hash,

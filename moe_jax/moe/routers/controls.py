@@ -46,7 +46,7 @@ class Unlearned(Router):
         """Routes every token without a look at it."""
         experts, k = self.moe.num_experts, self.moe.top_k
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        _, expert = lax.top_k((self.lots(context) >> 1).astype(jnp.int32), k)
+        expert = highest(self.lots(context), k)
         probabilities = jnp.sum(jax.nn.one_hot(expert, experts, dtype=dtype), axis=-2) / k
         return Routing(
             expert=expert,
@@ -74,7 +74,7 @@ class Hash(Unlearned):
 
     def lots(self, context):
         """See `Unlearned.lots`."""
-        return hash_words(context.ids[..., None], jnp.arange(self.moe.num_experts))
+        return lots_of_ids(context.ids, self.moe.num_experts)
 
 
 class Random(Unlearned):
@@ -90,6 +90,16 @@ class Random(Unlearned):
         if context.keys is not None:
             return draw_per_group(jax.random.bits, context.keys, (tokens, experts), jnp.uint32)
         return hash_words(context.ids[..., None], jnp.arange(tokens)[:, None], jnp.arange(experts))
+
+
+def highest(lots: UInt32[Array, "G T E"], k: int) -> Int[Array, "G T K"]:
+    """The k experts with the highest lots."""
+    return lax.top_k((lots >> 1).astype(jnp.int32), k)[1]
+
+
+def lots_of_ids(ids: Int[Array, "G T"], experts: int) -> UInt32[Array, "G T E"]:
+    """The lots of `hash`: a hash of each token's vocabulary index and expert."""
+    return hash_words(ids[..., None], jnp.arange(experts))
 
 
 def hash_words(*words: Int[Array, "..."]) -> UInt32[Array, "..."]:
