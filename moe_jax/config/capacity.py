@@ -4,6 +4,8 @@ import functools
 import math
 from fractions import Fraction
 
+from moe_jax.config.schema import MoEConfig
+
 
 def capacity(factor: float, top_k: int, group_size: int, num_experts: int) -> int:
     """Slots C that each expert has for one group: min(T, ceil(factor * K * T / E)).
@@ -23,9 +25,19 @@ def effective_factor(slots: int, top_k: int, group_size: int, num_experts: int) 
     return slots * num_experts / (top_k * group_size)
 
 
+def factor_of(moe: MoEConfig, train: bool) -> float:
+    """The capacity factor of a layer in training or in evaluation."""
+    return moe.capacity_factor if train else moe.eval_capacity_factor
+
+
+def capacity_of(moe: MoEConfig, train: bool) -> int:
+    """C of a layer in training or in evaluation."""
+    return capacity(factor_of(moe, train), moe.top_k, moe.group_size, moe.num_experts)
+
+
 @functools.cache
 def random_drop_fraction(slots: int, top_k: int, group_size: int, num_experts: int) -> float:
-    """Expected fraction of assignments dropped when each token's K experts are a uniform draw without replacement.
+    """Expected fraction of choices dropped when each token's K experts are a uniform draw without replacement.
 
     An expert's load is then Binomial(T, K/E), so the fraction is E[(load - C)+] / (T K / E): the floor that a router
     which balances only on average cannot beat at this group size.

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Iterator
 
-from moe_jax.config.capacity import nominal_capacity
 from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import MoEConfig, RunConfig, flatten
 from moe_jax.moe.dispatchers import dispatcher_of
@@ -41,9 +40,9 @@ def warn(run: RunConfig) -> None:
 def _doubts(moe: MoEConfig) -> Iterator[str]:
     """What is probably not meant in a layer of these settings."""
     router, dispatcher = ROUTERS[moe.router], dispatcher_of(moe)
-    if nominal_capacity(moe.capacity_factor, moe.top_k, moe.group_size, moe.num_experts) < 1:
+    if dispatcher.nominal_capacity() < 1:
         yield (
-            f"moe.capacity_factor={moe.capacity_factor} gives less than one slot an expert and group before rounding: "
+            f"moe.capacity_factor={dispatcher.factor()} gives less than one slot an expert and group before rounding: "
             f"raise moe.group_size={moe.group_size}"
         )
     trained, evaluated = dispatcher.experts_per_token(True), dispatcher.experts_per_token(False)
@@ -75,8 +74,7 @@ def markdown(run: RunConfig) -> str:
 def _capacity_line(phase: str, moe: MoEConfig, train: bool) -> str:
     dispatcher = dispatcher_of(moe)
     drops = f"uniform random routing would drop {dispatcher.random_drop_fraction(train):.2%}"
-    factor = moe.capacity_factor if train else moe.eval_capacity_factor
     return (
-        f"capacity in {phase}: C = {dispatcher.capacity(train)} slots an expert and group, factor {factor} (effective "
+        f"capacity in {phase}: C = {dispatcher.capacity(train)} slots an expert and group, factor {dispatcher.factor(train)} (effective "
         f"{dispatcher.effective_factor(train):.3f}); {'nothing drops' if ROUTERS[moe.router].fills_slots else drops}"
     )

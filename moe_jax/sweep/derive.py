@@ -1,12 +1,13 @@
 """Derives fields from the swept ones, so that cells stay comparable. The functions make values for `Sweep.derive`."""
 
+import dataclasses
 import math
 
 import ml_collections
 
-from moe_jax.config.capacity import capacity
 from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import RunConfig
+from moe_jax.moe.dispatchers import dispatcher_of
 from moe_jax.parallel.mesh import TOKEN_AXES
 from moe_jax.resolve import ConfigError, check_field, resolve
 from moe_jax.resolve.counting import count
@@ -118,5 +119,5 @@ def _tokens(run: RunConfig) -> int:
 
 def _slots(run: RunConfig, group_size: int) -> int:
     """The slots of an expert, in the MoE layer where they are fewest."""
-    slots = lambda moe: capacity(moe.capacity_factor, moe.top_k, group_size, moe.num_experts)
+    slots = lambda moe: dispatcher_of(dataclasses.replace(moe, group_size=group_size)).capacity()
     return min(slots(part.moe) for part in moe_segments(run))

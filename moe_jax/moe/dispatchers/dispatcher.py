@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from jaxtyping import Array, Bool, Float
 
-from moe_jax.config.capacity import capacity, effective_factor, random_drop_fraction
+from moe_jax.config.capacity import capacity_of, effective_factor, factor_of, nominal_capacity, random_drop_fraction
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.context import Context
 from moe_jax.moe.feed_forward import Experts
@@ -44,7 +44,15 @@ class Dispatcher(abc.ABC):
 
     def capacity(self, train: bool = True) -> int:
         """C, the slots that an expert has."""
-        return capacity(self._factor(train), self.moe.top_k, self.moe.group_size, self.moe.num_experts)
+        return capacity_of(self.moe, train)
+
+    def factor(self, train: bool = True) -> float:
+        """The capacity factor before rounding."""
+        return factor_of(self.moe, train)
+
+    def nominal_capacity(self, train: bool = True) -> Fraction:
+        """C before rounding."""
+        return nominal_capacity(self.factor(train), self.moe.top_k, self.moe.group_size, self.moe.num_experts)
 
     def rows(self, train: bool = True) -> int:
         """Rows of D numbers that travel to the experts: S = E * C."""
@@ -70,6 +78,3 @@ class Dispatcher(abc.ABC):
         if not ROUTERS[self.moe.router].fills_slots:
             return Fraction(self.moe.top_k)
         return Fraction(self.rows(train), self.moe.group_size)
-
-    def _factor(self, train: bool) -> float:
-        return self.moe.capacity_factor if train else self.moe.eval_capacity_factor

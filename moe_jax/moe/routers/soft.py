@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from moe_jax.config.capacity import capacity
+from moe_jax.config.capacity import capacity_of
 from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.context import Context
@@ -56,7 +56,7 @@ class Soft(Router):
     @classmethod
     def check(cls, moe, top_k, num_experts):
         """See `Router.check`. Slots are trained weights: evaluation has no others."""
-        trained, evaluated = num_slots(moe), num_slots(moe, moe.eval_capacity_factor)
+        trained, evaluated = num_slots(moe), num_slots(moe, train=False)
         if evaluated != trained:
             raise ConfigError(
                 f"moe.eval_capacity_factor={moe.eval_capacity_factor} gives {evaluated} slots with moe.router='soft', "
@@ -100,10 +100,9 @@ class Soft(Router):
         )
 
 
-def num_slots(moe: MoEConfig, factor: float | None = None) -> int:
-    """S = E * C, with the C of training or of another capacity factor."""
-    factor = moe.capacity_factor if factor is None else factor
-    return moe.num_experts * capacity(factor, moe.top_k, moe.group_size, moe.num_experts)
+def num_slots(moe: MoEConfig, train: bool = True) -> int:
+    """S = E * C, with the C of training or of evaluation."""
+    return moe.num_experts * capacity_of(moe, train)
 
 
 def _normalized(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
