@@ -75,6 +75,7 @@ def _capacity_line(phase: str, moe: MoEConfig, train: bool) -> str:
     dispatcher = dispatcher_of(moe)
     drops = f"uniform random routing would drop {dispatcher.random_drop_fraction(train):.2%}"
     return (
-        f"capacity in {phase}: C = {dispatcher.capacity(train)} slots an expert and group, factor {dispatcher.factor(train)} (effective "
-        f"{dispatcher.effective_factor(train):.3f}); {'nothing drops' if ROUTERS[moe.router].fills_slots else drops}"
+        f"capacity in {phase}: C = {dispatcher.capacity(train)} slots an expert and group, factor "
+        f"{dispatcher.factor(train)} (effective {dispatcher.effective_factor(train):.3f}); "
+        f"{'nothing drops' if ROUTERS[moe.router].fills_slots else drops}"
     )
