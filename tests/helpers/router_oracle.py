@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from softmax import softmax
 
 from moe_jax.config import MoEConfig
 
@@ -14,11 +15,6 @@ class Expected(NamedTuple):
     probabilities: np.ndarray  # [G, T, N]
     smooth_load: np.ndarray  # [G, T, N]; zeros but for noisy_top_k
     logits: np.ndarray  # [G, T, N], without noise
-
-
-def softmax(logits):
-    e = np.exp(logits - logits.max())
-    return e / e.sum()
 
 
 def best(scores, k):

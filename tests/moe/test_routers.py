@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import router_oracle
+from finite_differences import slopes
 from flax import nnx
 from one_device import on_one_device
 
 from moe_jax.config import MoEConfig
-from moe_jax.models.decoder import fan_in_init
-from moe_jax.moe.router import TokenInfo
+from moe_jax.moe.context import Context
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.moe.routers.sinkhorn import balancing_offsets
+from moe_jax.parallel.sharding import fan_in_init
 
 G, T, D, E = 2, 6, 4, 8
 STEP = 30
@@ -79,17 +80,6 @@ def noise_of(moe, train):
     return keys, np.asarray(jax.vmap(draw)(keys))
 
 
-def slopes(f, array, step=1e-6):
-    """Central differences of f(array), entry by entry."""
-    out = np.zeros_like(array)
-    for index in np.ndindex(array.shape):
-        moved = [array.copy(), array.copy()]
-        moved[0][index] += step
-        moved[1][index] -= step
-        out[index] = (f(moved[0]) - f(moved[1])) / (2 * step)
-    return out
-
-
 @pytest.mark.parametrize(("moe", "train"), CASES.values(), ids=CASES)
 def test_equals_loops_over_tokens_and_experts(moe, train):
     graphdef, weights = make_router(moe)
@@ -98,10 +88,10 @@ def test_equals_loops_over_tokens_and_experts(moe, train):
     expected = router_oracle.route(moe, weights, x, valid, noise, STEP, train)
     rng = np.random.default_rng(2)
     factors = [rng.normal(size=part.shape) for part in expected[1:]]  # of gates, probabilities, smooth loads and logits
-    info = TokenInfo(jnp.zeros((G, T), jnp.int32), jnp.asarray(valid), keys, jnp.int32(STEP), train)
+    context = Context(jnp.zeros((G, T), jnp.int32), jnp.asarray(valid), keys, jnp.int32(STEP), train)
 
     def weighed(weights, x):
-        routing = nnx.merge(graphdef, weights)(x, info)
+        routing = nnx.merge(graphdef, weights)(x, context)
         parts = routing.gate, routing.probabilities, routing.smooth_load, routing.logits
         return sum(jnp.sum(a * f) for a, f in zip(parts, factors, strict=True) if a is not None), routing
 
