@@ -149,7 +149,8 @@ def test_padding_changes_nothing_for_others_and_wants_nothing(name, top_k, field
     valid = np.array([True, False, True, True, False, True])
     one, two = (route(moe, values, valid, ids=range(6)) for values in (logits, other))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
-        np.testing.assert_array_equal(a[:, valid], b[:, valid])
+        of_valid = lambda array: array[:, valid] if array.ndim > 1 else array  # the balance bias has no tokens
+        np.testing.assert_array_equal(of_valid(a), of_valid(b))
     assert not np.any(one.wanted[:, ~valid])
 
 
