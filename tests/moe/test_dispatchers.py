@@ -26,8 +26,9 @@ ROWS = {
 CASES = [(dispatcher, *row) for dispatcher, rows in ROWS.items() for row in rows]
 
 
-def test_every_dispatcher_has_a_row():
-    assert set(ROWS) == set(DISPATCHERS)
+@pytest.mark.parametrize("name", DISPATCHERS)
+def test_every_dispatcher_has_a_row(name):
+    assert name in ROWS
 
 
 def sums_over_tensor(jaxpr):

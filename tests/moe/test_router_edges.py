@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from one_device import apply, make_layer, on_one_device
+from router_tables import LEARNED, UNLEARNED
 
 from moe_jax.config import MoEConfig
 from moe_jax.moe.context import Context, plain_context
@@ -20,12 +21,7 @@ from moe_jax.moe.sums import Observed
 from moe_jax.parallel.sharding import fan_in_init
 
 E = 4
-LEARNED = [
-    ("switch", 1, {}), ("gshard", 2, {}), ("top_k", 3, {"normalize_gates": True, "null_experts": 1}),
-    ("top_k", 2, {"expert_groups": 2, "top_groups": 1, "bias_rate": 0.1}), ("sigmoid", 1, {}),
-    ("sigmoid", 2, {"normalize_gates": True}), ("noisy_top_k", 2, {}), ("sinkhorn", 2, {}),
-]  # fmt: skip
-ALL = [*LEARNED, ("hash", 2, {}), ("random", 2, {})]
+ALL = [*LEARNED, *UNLEARNED]
 
 
 def config(router, top_k, fields=None, num_experts=E) -> MoEConfig:
