@@ -21,7 +21,7 @@ G, T, D, E = 2, 12, 6, 4
 ROWS = {
     "einsum": [("top_k", 2, 1.25, 8, 2.0, 12), ("switch", 1, 0.5, 2, 1.0, 3), ("expert_choice", 2, 0.5, 3, 1.0, 6)],
     "capacity": [("top_k", 2, 1.25, 8, 2.0, 12), ("switch", 1, 0.5, 2, 1.0, 3), ("expert_choice", 2, 0.5, 3, 1.0, 6)],
-    "soft": [("soft", 1, 1.0, 3, 1.0, 3), ("soft", 2, 0.5, 3, 0.5, 3)],
+    "soft": [("soft", 1, 0.5, 2, 0.5, 2), ("soft", 2, 1.0, 6, 1.0, 6)],
 }
 CASES = [(dispatcher, *row) for dispatcher, rows in ROWS.items() for row in rows]
 
