@@ -34,7 +34,7 @@ were made like that (with one seed, so their order is no result):
 """
 LEAK = """*Leak* is the fraction of tokens in the first half of a group whose output changes when the second half is
 replaced, first in training, then in evaluation. It is measured with random weights, groups of {tokens} tokens,
-{experts} experts and a capacity factor of {tight}, with the last dispatcher named above;
+{experts} experts and a capacity factor of {tight}, with the first dispatcher named above;
 `python -m moe_jax.documentation.causality` measures all dispatchers. What leaks is allowed, with a warning: such a
 decoder is trained with a look at tokens that it will not have when it generates.
 """
@@ -60,7 +60,7 @@ def _overview() -> Iterator[str]:
                 f"[`{name}`](#{name})",
                 router.paper,
                 str(router.required_top_k or ("any" if router.least_top_k == 1 else f"{router.least_top_k} or more")),
-                ", ".join(f"`{dispatcher}`" for dispatcher in _dispatchers(router)),
+                ", ".join(f"`{dispatcher}`" for dispatcher in router.dispatchers),
                 "yes" if router.causal else "in evaluation" if router.causal_in_evaluation else "no",
             )
             for name, router in ROUTERS.items()
@@ -136,13 +136,9 @@ def _accepts(name: str, loss: str) -> bool:
     return True
 
 
-def _dispatchers(router: type[Router]) -> list[str]:
-    return list(router.dispatchers)
-
-
 def _case(name: str) -> Case:
     router = ROUTERS[name]
-    return Case(name, router.required_top_k or 2, "position", _dispatchers(router)[-1])
+    return Case(name, router.required_top_k or 2, "position", router.dispatchers[0])
 
 
 def _fields(router: type[Router]) -> list[str]:
@@ -156,8 +152,16 @@ def _config_files(name: str) -> list[str]:
 
 
 def _meanings() -> dict[str, str]:
-    """{field: its comment in the schema}."""
-    return dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(MoEConfig), flags=re.MULTILINE))
+    """{field: its comment in the schema}: the lines right above it, then what stands behind it."""
+    meanings, above = {}, []
+    for line in inspect.getsource(MoEConfig).splitlines():
+        if comment := re.fullmatch(r"    # (.*)", line):
+            above.append(comment[1])
+            continue
+        if field := re.fullmatch(r"    (\w+): .*?(?:  # (.*))?", line):
+            meanings[field[1]] = " ".join([*above, *([field[2]] if field[2] else [])])
+        above = []
+    return meanings
 
 
 if __name__ == "__main__":

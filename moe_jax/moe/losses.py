@@ -16,7 +16,7 @@ from moe_jax.moe.sums import Observed, SumOf, Sums, choices, one_hot_choices, pr
 
 BALANCE_SCOPES = ("micro_batch", "sequence", "global_batch")
 
-Before = Float[Array, "_M _A"] | None  # choices of each expert in the step's earlier micro-batches
+Before = Float[Array, "... _A"] | None  # choices of each expert in the step's earlier micro-batches
 
 
 def squared_logsumexp(observed: Observed) -> Float[Array, ""]:

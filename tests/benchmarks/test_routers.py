@@ -112,7 +112,7 @@ def gradients(name, **fields):
 def test_all_that_training_uses_is_in_the_compiled_program(name):
     params, x, sums = gradients(name)
     assert all(np.any(np.asarray(leaf)) for leaf in [*jax.tree.leaves(params), x])
-    assert np.sum(sums.assigned) == 2 * TINY.sequences * TINY.length
+    assert np.sum(sums["choices"]) == 2 * TINY.sequences * TINY.length
     assert bool(params["router"].get("bias")) == (name == "gpt_oss")
 
 
@@ -134,7 +134,7 @@ def test_each_auxiliary_loss_reaches_the_router(name, loss):
 
 def test_the_sequence_loss_is_over_the_sequences_of_the_input():
     _, _, sums = gradients("deepseek_v3")
-    assert sums.sequences == TINY.sequences
+    assert sums["sequences"] == TINY.sequences
     assert SIZES.sequences > 1
 
 

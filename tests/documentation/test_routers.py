@@ -1,11 +1,13 @@
 """docs/routers.md is what the registry says today, and what it refers to exists."""
 
+import dataclasses
 import re
 import runpy
 from pathlib import Path
 
 import pytest
 
+from moe_jax.config import MoEConfig
 from moe_jax.documentation.routers import document
 from moe_jax.moe.plan import DROP_ORDERS
 from moe_jax.moe.routers import ROUTERS
@@ -19,7 +21,9 @@ def test_the_committed_file_is_what_the_generator_makes():
 
 
 def section_of(name):
-    return (ROOT / "docs" / "routers.md").read_text().split(f"\n## {name}\n")[1].split("\n## ")[0]
+    _, found, rest = (ROOT / "docs" / "routers.md").read_text().partition(f"\n## {name}\n")
+    assert found, f"docs/routers.md has no section {name}: run `make docs`"
+    return rest.split("\n## ")[0]
 
 
 @pytest.mark.parametrize("name", ROUTERS)
@@ -28,6 +32,14 @@ def test_every_router_has_its_section_and_a_file_that_runs_it(name):
     assert files
     for file in files:
         assert resolve(runpy.run_path(str(ROOT / file))["get_config"]()).moe.router == name
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(MoEConfig)])
+def test_every_field_is_explained(field):
+    rows = re.findall(
+        rf"^\| `moe\.{field}` \| .* \| (.*) \|$", (ROOT / "docs" / "routers.md").read_text(), re.MULTILINE
+    )
+    assert rows and all(rows)
 
 
 @pytest.mark.parametrize("order", DROP_ORDERS)

@@ -33,9 +33,10 @@ def build(run):
     return nnx.split(Decoder(run, nnx.Rngs(params=0)), nnx.Param)
 
 
-def text(documents, ids=None):
-    """The first arguments of the decoder's methods: ids, documents, step."""
-    return tokens() if ids is None else ids, documents, jnp.int32(0)
+def text(documents, ids=None, targets=None):
+    """The first arguments of the decoder's methods: ids, targets where the method has them, documents, step."""
+    ids = tokens() if ids is None else ids
+    return (ids, documents, jnp.int32(0)) if targets is None else (ids, targets, documents, jnp.int32(0))
 
 
 def call(run, weights, method, *args):

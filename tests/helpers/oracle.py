@@ -5,6 +5,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
+from softmax import softmax
 
 from moe_jax.config import MoEConfig
 
@@ -17,11 +18,6 @@ class Result(NamedTuple):
     assigned: np.ndarray  # [E]
     dropped: int
     gradients: dict[str, np.ndarray]  # of sum(y * dy) + balance_loss + z_loss
-
-
-def softmax(logits):
-    e = np.exp(logits - logits.max())
-    return e / e.sum()
 
 
 def choices(probability, moe: MoEConfig):

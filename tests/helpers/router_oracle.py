@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from softmax import softmax
 
 from moe_jax.config import MoEConfig
 
@@ -14,11 +15,6 @@ class Expected(NamedTuple):
     probabilities: np.ndarray  # [G, T, N]
     smooth_load: np.ndarray  # [G, T, N]; zeros but for noisy_top_k
     logits: np.ndarray  # [G, T, N], without noise
-
-
-def softmax(logits):
-    e = np.exp(logits - logits.max())
-    return e / e.sum()
 
 
 def best(scores, k):
@@ -36,8 +32,11 @@ def within_groups(scores, moe: MoEConfig):
     return [scores[e] if e in allowed else -np.inf for e in range(len(scores))]
 
 
+PLAIN = ("switch", "gshard", "top_k", "sigmoid", "sinkhorn")  # sinkhorn in evaluation
+
+
 def plain_top_k(logits, bias, moe: MoEConfig):
-    """One token of switch, gshard, top_k and sigmoid: DeepSeek-V3's equations 12 to 16, with softmax for the others."""
+    """One token of the routers in PLAIN: DeepSeek-V3's equations 12 to 16, with softmax for the others."""
     scores = 1 / (1 + np.exp(-logits)) if moe.router == "sigmoid" else softmax(logits)
     ranked = scores + bias
     chosen = best(within_groups(ranked, moe) if moe.expert_groups > 1 else ranked, moe.top_k)
@@ -87,6 +86,7 @@ def route(moe: MoEConfig, weights, x, valid, noise, step, train) -> Expected:
             if moe.router == "noisy_top_k":
                 row = noisy_top_k(logits[t], token @ weights["noise"], group_noise[t], moe.top_k)
             else:
+                assert moe.router in PLAIN, f"there are no loops for {moe.router}"
                 row = (*plain_top_k(logits[t], weights.get("balance_bias", zeros), moe), zeros)
             if moe.router == "sinkhorn" and train:
                 chosen = best(assignment[t], moe.top_k)

@@ -10,16 +10,18 @@ from decoders import B, L, build, call, make_run, text, tokens
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from moe_jax.models.block import Context, RMSNorm, by_place, in_layer_order
-from moe_jax.models.decoder import as_variables, fan_in_init
+from moe_jax.models.attention.mask import Mask
+from moe_jax.models.block import RMSNorm, by_place, in_layer_order
+from moe_jax.moe.context import Context
 from moe_jax.parallel.mesh import make_mesh
+from moe_jax.parallel.sharding import fan_in_init
 
 
 def loss_and_gradients(run, weights, key=None):
     documents = jnp.ones((B, L), jnp.int32)
 
     def loss(weights):
-        nll, sums = call(run, weights, "negative_log_likelihood", text(documents), tokens(1), key, True)
+        nll, sums = call(run, weights, "negative_log_likelihood", *text(documents, targets=tokens(1)), key, True)
         return jnp.sum(nll), sums
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(weights)
@@ -43,7 +45,7 @@ def plain():
     [
         {"model.remat": "full"},
         {"model.remat": "save_exchange"},
-        {"model.attention_chunk": 4, "model.loss_chunk": 4},
+        {"attention.chunk": 4, "model.loss_chunk": 4},
         {"moe.dispatcher": "einsum"},
     ],
     ids=str,
@@ -59,27 +61,29 @@ def test_a_scanned_segment_equals_its_layers_one_after_another():
     run = make_run()
     graphdef, weights = build(run)
     documents = jnp.ones((B, L), jnp.int32)
-    expected, (sums,) = jax.jit(lambda weights: call(run, weights, "hidden", text(documents), None, True))(weights)
+    expected, (sums,) = jax.jit(lambda weights: call(run, weights, "hidden", *text(documents), None, True))(weights)
     decoder = nnx.merge(graphdef, weights)
-    assert [segment.spec[:2] for segment in decoder.segments] == [(("dense", "moe"), 2), (("dense",), 1)]
+    is_moe = lambda segment: [block.spec.moe is not None for block in segment.blocks]
+    assert [(is_moe(s), s.repeats) for s in decoder.segments] == [([False, True], 2), ([False], 1)]
 
     def unrolled(weights):
         decoder = nnx.merge(graphdef, weights)
+        context = Context(tokens(), documents > 0, None, jnp.int32(0))
         x, loads = decoder.embedding[...][tokens()], []
         for segment in decoder.segments:
-            for repeat in range(segment.spec.repeats):
+            for repeat in range(segment.repeats):
                 for block in segment.blocks:
                     block_graph, stacked = nnx.split(block)
                     layer = nnx.merge(block_graph, jax.tree.map(lambda w, repeat=repeat: w[repeat], stacked))
-                    x, layer_sums = layer(x, Context(tokens(), documents > 0, None, None, jnp.int32(0)), True)
-                    loads += [layer_sums.assigned] if layer_sums is not None else []
+                    x, layer_sums = layer(x, Mask(), context, True)
+                    loads += [layer_sums["choices"]] if layer_sums is not None else []
         return decoder.norm(x), jnp.stack(loads)
 
     on_mesh = jax.shard_map(unrolled, mesh=make_mesh(run.mesh), in_specs=P(), out_specs=P())
     x, loads = jax.jit(on_mesh)(weights)
     assert_close(x, expected)
-    np.testing.assert_array_equal(loads, sums.assigned)
-    assert sums.assigned.shape == (2, 4)
+    np.testing.assert_array_equal(loads, sums["choices"])
+    assert sums["choices"].shape == (2, 4)
 
 
 @pytest.mark.parametrize("changed", [{}, {"model.tie_embeddings": True}, {"moe.num_experts": 0}], ids=str)
@@ -88,7 +92,7 @@ def test_a_later_token_does_not_change_an_earlier_output(changed):
     weights = build(run)[1]
     documents = jnp.ones((B, L), jnp.int32)
     other = tokens().at[:, L // 2 :].set(tokens(5)[:, L // 2 :])
-    hidden = jax.jit(lambda weights, inputs: call(run, weights, "hidden", text(documents, inputs), None, True)[0])
+    hidden = jax.jit(lambda weights, inputs: call(run, weights, "hidden", *text(documents, inputs), None, True)[0])
     y, y_other = hidden(weights, tokens()), hidden(weights, other)
     np.testing.assert_array_equal(y[:, : L // 2], y_other[:, : L // 2])
     assert np.all(np.any(y[:, L // 2 :] != y_other[:, L // 2 :], axis=-1))
@@ -99,7 +103,7 @@ def test_masked_documents_make_a_packed_row_equal_to_its_documents_alone():
     run = make_run(**{"data.mask_documents": True, "moe.capacity_factor": 4.0})
     weights = build(run)[1]
     documents = jnp.asarray([[1] * 6 + [2] * 10, [1] * 16], jnp.int32)
-    hidden = jax.jit(lambda weights, inputs: call(run, weights, "hidden", text(documents, inputs), None, True)[0])
+    hidden = jax.jit(lambda weights, inputs: call(run, weights, "hidden", *text(documents, inputs), None, True)[0])
     changed = tokens().at[0, :6].set(tokens(5)[0, :6])
     y, y_changed = hidden(weights, tokens()), hidden(weights, changed)
     np.testing.assert_allclose(y[0, 6:], y_changed[0, 6:], rtol=1e-5, atol=1e-6)
@@ -110,8 +114,8 @@ def test_tied_embeddings_serve_as_the_output_head():
     run = make_run(**{"model.tie_embeddings": True})
     weights = build(run)[1]
     documents = jnp.ones((B, L), jnp.int32)
-    x, _ = call(run, weights, "hidden", text(documents), None, False)
-    nll, _ = call(run, weights, "negative_log_likelihood", text(documents), tokens(1), None, False)
+    x, _ = call(run, weights, "hidden", *text(documents), None, False)
+    nll, _ = call(run, weights, "negative_log_likelihood", *text(documents, targets=tokens(1)), None, False)
     logits = x @ weights["embedding"][...].T
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens(1)[..., None], axis=-1)
     np.testing.assert_allclose(nll, -picked.sum((1, 2)), rtol=1e-5)
@@ -158,9 +162,9 @@ def test_positions_turn_by_the_base_that_the_model_is_given():
     documents = jnp.ones((B, L), jnp.int32)
     outputs, weights = [], None
     for theta in (10_000.0, 100.0):
-        run = make_run(**{"model.num_layers": 1, "moe.num_experts": 0, "model.rope_theta": theta})
+        run = make_run(**{"model.num_layers": 1, "moe.num_experts": 0, "attention.rope_theta": theta})
         weights = build(run)[1] if weights is None else weights
-        hidden = jax.jit(lambda weights, run=run: call(run, weights, "hidden", text(documents), None, True)[0])
+        hidden = jax.jit(lambda weights, run=run: call(run, weights, "hidden", *text(documents), None, True)[0])
         outputs.append(hidden(weights))
     np.testing.assert_allclose(outputs[0][:, 0], outputs[1][:, 0], rtol=1e-6)  # alone, wherever it stands
     assert np.max(np.abs(outputs[0] - outputs[1])) > 1e-2
@@ -175,7 +179,7 @@ def test_the_embedding_of_a_frequent_token_learns_from_all_of_its_places_in_bflo
 
     def gradient(dtype):
         run = make_run(**fields, **{"model.dtype": dtype})
-        arguments = text(jnp.ones((rows, L), jnp.int32), inputs), targets, None, True
+        arguments = *text(jnp.ones((rows, L), jnp.int32), inputs, targets), None, True
         loss = lambda weights: jnp.mean(call(run, weights, "negative_log_likelihood", *arguments)[0])
         return np.asarray(jax.jit(jax.grad(loss))(weights)["embedding"][...][7])
 
@@ -189,14 +193,3 @@ def test_places_of_a_pattern_take_turns_in_the_order_of_layers():
     np.testing.assert_array_equal(in_layer_order(places)[:, 0], np.arange(6))
     jax.tree.map(np.testing.assert_array_equal, by_place(in_layer_order(places), 2), places)
     assert in_layer_order([jnp.zeros((3, 0))] * 2).shape == (6, 0)
-
-
-def test_values_of_layers_find_their_variables():
-    """Segment 0 is dense; 1 has two places in two repeats, 2 one in one, with other numbers of experts."""
-    variables = {"segments": {1: {"a": jnp.zeros((2, 3)), "b": jnp.zeros((2, 3))}, 2: {"a": jnp.zeros((1, 2))}}}
-    values = [jnp.arange(4.0)[:, None] * jnp.ones(3), jnp.full((1, 2), 9.0)]
-    found = as_variables(variables, values)
-    assert jax.tree.structure(found) == jax.tree.structure(variables)
-    np.testing.assert_array_equal(found["segments"][1]["a"][:, 0], [0, 2])
-    np.testing.assert_array_equal(found["segments"][1]["b"][:, 0], [1, 3])
-    np.testing.assert_array_equal(found["segments"][2]["a"], [[9, 9]])

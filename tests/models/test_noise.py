@@ -24,8 +24,8 @@ def z_by_moe_layer(jitter=0.3, **fields):
 
     weights = nnx.map_state(alike, weights)
     documents, key = jnp.ones((B, L), jnp.int32), jax.random.key(3)
-    hidden = jax.jit(lambda weights: call(run, weights, "hidden", text(documents), key, True))
-    return np.concatenate([part.squared_logsumexp for part in hidden(weights)[1]])
+    hidden = jax.jit(lambda weights: call(run, weights, "hidden", *text(documents), key, True))
+    return np.concatenate([part["squared_logsumexp"] for part in hidden(weights)[1]])
 
 
 @pytest.fixture(scope="module")

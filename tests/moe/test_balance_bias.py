@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from moe_jax.config import MoEConfig
-from moe_jax.moe.balance_bias import updated_bias
-from moe_jax.moe.stats import max_violation
+from moe_jax.moe.bias_updates import BIAS_UPDATES, updated_bias
+from moe_jax.moe.measures import max_violation
 
 
 def move(bias, assigned, step=0, **fields):
     moe = MoEConfig(num_experts=np.shape(assigned)[-1] - fields.get("null_experts", 0), bias_rate=0.5, **fields)
-    return np.asarray(updated_bias(jnp.asarray(bias), jnp.asarray(assigned), jnp.int32(step), moe))
+    update = BIAS_UPDATES[moe.bias_update]
+    return np.asarray(updated_bias(jnp.asarray(bias), jnp.asarray(assigned), jnp.int32(step), moe, update))
 
 
 def test_by_hand():

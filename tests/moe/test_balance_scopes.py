@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from finite_differences import slopes
+from softmax import softmax
 
 from moe_jax.config import MoEConfig
-from moe_jax.moe.balance import auxiliary_losses, balance_loss, cv_squared, sequence_balance, weighted
+from moe_jax.moe.losses import auxiliary_losses, balance_loss, cv_squared, sequence_balance, sequences, weighted
+from moe_jax.moe.observe import observe
 from moe_jax.moe.plan import make_plan
-from moe_jax.moe.router import Routing
-from moe_jax.moe.stats import routing_sums
+from moe_jax.moe.routing import Routing
+from moe_jax.moe.sums import Observed
 
 G, T, E, K = 3, 8, 4, 2
 
@@ -34,17 +37,25 @@ def route(logits, valid) -> Routing:
     expert = jax.lax.top_k(jax.lax.stop_gradient(logits), K)[1]
     gate = jnp.take_along_axis(probabilities, expert, axis=-1)
     wanted = jnp.broadcast_to(jnp.asarray(valid)[..., None], expert.shape)
-    return Routing(expert, gate, wanted, jnp.asarray(valid), probabilities, logits, jax.nn.sigmoid(2 * logits))
+    smooth_load = jax.nn.sigmoid(2 * logits)
+    return Routing(expert, gate, wanted, jnp.asarray(valid), probabilities, logits, smooth_load=smooth_load)
+
+
+ALL_LOSSES = MoEConfig(num_experts=E, top_k=K, importance_loss=1.0, load_loss=1.0)
+
+
+def sums_of_routing(routing, moe=ALL_LOSSES, rows=1):
+    return observe(moe, routing, make_plan(routing, 1, "position").kept(), rows)
 
 
 def sums_of(logits, valid):
-    routing = route(logits, valid)
-    return routing_sums(routing, make_plan(routing, 1, "position"))
+    return sums_of_routing(route(logits, valid))
 
 
-def softmax(row):
-    e = np.exp(row - row.max())
-    return e / e.sum()
+def sequence_sums(routing, rows):
+    """The sum of the balance losses of `rows` sequences, and the number of those that count."""
+    observed = Observed(routing, routing.wanted, rows)
+    return sequence_balance(observed), sequences(observed)
 
 
 def best(row):
@@ -84,17 +95,8 @@ def load_oracle(logits, valid):
     return (np.std(load) / np.mean(load)) ** 2
 
 
-def slopes(oracle, logits):
-    """Central differences; no draw is so near a tie that they change a choice."""
-    gradient = np.zeros_like(logits)
-    for index in np.ndindex(*logits.shape):
-        step = np.zeros_like(logits)
-        step[index] = 1e-6
-        gradient[index] = (oracle(logits + step) - oracle(logits - step)) / 2e-6
-    return gradient
-
-
 def check(loss, oracle, logits):
+    """No draw is so near a tie that the central differences change a choice."""
     value, gradient = jax.value_and_grad(loss)(jnp.asarray(logits))
     np.testing.assert_allclose(value, oracle(logits), rtol=1e-12)
     expected = slopes(oracle, logits)
@@ -102,8 +104,8 @@ def check(loss, oracle, logits):
     assert np.max(np.abs(expected)) > 1e-3
 
 
-@pytest.mark.parametrize("sequences", [2, 3, 6])
-def test_sequence_balance(sequences):
+@pytest.mark.parametrize("rows", [2, 3, 6])
+def test_sequence_balance(rows):
     """Sequences of 12, 8 and 4 tokens in groups of 8: cut, whole, and several in a group; of six the first is empty.
 
     A balance bias has moved all choices: f counts the most probable experts all the same (equation 18).
@@ -112,11 +114,11 @@ def test_sequence_balance(sequences):
 
     def loss(logits):
         routing = route(logits, valid)
-        total, number = sequence_balance(routing._replace(expert=(routing.expert + 1) % E), sequences)
+        total, number = sequence_sums(routing._replace(expert=(routing.expert + 1) % E), rows)
         return total / number
 
-    assert sequence_balance(route(jnp.asarray(logits), valid), sequences)[1] == (5 if sequences == 6 else sequences)
-    check(loss, lambda logits: sequence_oracle(logits, valid, sequences), logits)
+    assert sequence_sums(route(jnp.asarray(logits), valid), rows)[1] == (5 if rows == 6 else rows)
+    check(loss, lambda logits: sequence_oracle(logits, valid, rows), logits)
 
 
 def test_sequence_balance_by_hand():
@@ -126,21 +128,20 @@ def test_sequence_balance_by_hand():
     expert = jnp.argmax(logits, axis=-1, keepdims=True)
     valid = jnp.ones((2, 2), bool)
     routing = Routing(expert, jnp.ones(expert.shape), valid[..., None], valid, probabilities, logits)
-    total, number = sequence_balance(routing, 2)
-    np.testing.assert_allclose([total, number], [4, 2], rtol=1e-9)
-    np.testing.assert_allclose(balance_loss(routing_sums(routing, make_plan(routing, 2, "position"))), 1, rtol=1e-9)
+    np.testing.assert_allclose(sequence_sums(routing, 2), [4, 2], rtol=1e-9)
+    np.testing.assert_allclose(balance_loss(sums_of_routing(routing, MoEConfig(num_experts=2))), 1, rtol=1e-9)
 
 
 def test_padding_alone_has_no_sequence_and_no_loss():
     logits, valid = draw()
-    total, number = sequence_balance(route(jnp.asarray(logits), np.zeros_like(valid)), 3)
+    total, number = sequence_sums(route(jnp.asarray(logits), np.zeros_like(valid)), 3)
     assert total == number == 0
 
 
 def test_global_batch_counts_the_loads_of_earlier_micro_batches():
     logits, valid = draw()
     earlier, earlier_valid = draw(1)
-    before = sums_of(jnp.asarray(earlier), earlier_valid).assigned
+    before = sums_of(jnp.asarray(earlier), earlier_valid)["choices"]
     loads_of = lambda logits: np.concatenate([earlier[earlier_valid], logits[valid]])
     oracle = lambda logits: balance(logits[valid], loads_of(logits))
     check(lambda logits: balance_loss(sums_of(logits, valid), before), oracle, logits)
@@ -149,12 +150,11 @@ def test_global_batch_counts_the_loads_of_earlier_micro_batches():
 
 def test_importance_and_load_losses():
     logits, valid = draw()
-    for name, oracle in (("importance", importance_oracle), ("load", load_oracle)):
-        moe = MoEConfig(num_experts=E, importance_loss=1.0, load_loss=1.0)
+    for name, oracle in (("importance_loss", importance_oracle), ("load_loss", load_oracle)):
 
-        def loss(logits, name=name, moe=moe):
+        def loss(logits, name=name):
             sums = jax.tree.map(lambda s: s[None], sums_of(logits, valid))
-            return getattr(auxiliary_losses(moe, [sums]), name)
+            return auxiliary_losses(ALL_LOSSES, [sums])[name]
 
         check(loss, lambda logits, oracle=oracle: oracle(logits, valid), logits)
 
@@ -166,8 +166,7 @@ def test_importance_counts_no_choice_that_the_router_lets_go():
     importance = np.zeros(E)
     for row in logits[valid]:
         importance[best(row)[0]] += softmax(row).max()
-    sums = routing_sums(first_only, make_plan(first_only, 1, "position"))
-    np.testing.assert_allclose(sums.importance, importance, rtol=1e-12)
+    np.testing.assert_allclose(sums_of_routing(first_only)["importance"], importance, rtol=1e-12)
 
 
 def test_coefficient_of_variation_by_hand():
@@ -182,29 +181,27 @@ def test_coefficient_of_variation_by_hand():
 def test_layers_add_up_and_each_loss_has_its_weight(scope):
     """Two parts, of one layer and of two; the layers of other parts may have other numbers of experts."""
     moe = MoEConfig(
-        num_experts=E, balance_scope=scope, balance_loss=0.5, z_loss=0.25, importance_loss=0.125, load_loss=2.0
-    )
+        num_experts=E, top_k=K, balance_scope=scope, balance_loss=0.5, z_loss=0.25, importance_loss=0.125, load_loss=2.0
+    )  # fmt: skip
     parts, expected = [], np.zeros(4)
     for layers in ((0,), (1, 2)):
         stacked = []
         for seed in layers:
             logits, valid = draw(seed)
-            routing = route(jnp.asarray(logits), valid)
-            total, number = sequence_balance(routing, 3)
-            sums = routing_sums(routing, make_plan(routing, 1, "position"))
-            stacked.append(sums._replace(sequence_balance=total, sequences=number))
+            stacked.append(sums_of_routing(route(jnp.asarray(logits), valid), moe, rows=3))
             own = sequence_oracle(logits, valid, 3) if scope == "sequence" else balance(logits[valid])
             log_z = np.log(np.exp(logits[valid]).sum(-1))
             expected += [own, (log_z**2).mean(), importance_oracle(logits, valid), load_oracle(logits, valid)]
         parts.append(jax.tree.map(lambda *sums: jnp.stack(sums), *stacked))
-    before = [jnp.zeros_like(part.assigned) for part in parts]
+    before = [jnp.zeros_like(part["choices"]) for part in parts]
     losses = auxiliary_losses(moe, parts, before)
-    np.testing.assert_allclose(losses, expected, rtol=1e-12)
+    assert list(losses) == ["balance_loss", "z_loss", "importance_loss", "load_loss"]
+    np.testing.assert_allclose(list(losses.values()), expected, rtol=1e-12)
     np.testing.assert_allclose(weighted(moe, losses), expected @ [0.5, 0.25, 0.125, 2.0], rtol=1e-12)
 
 
-def test_losses_of_no_weight_are_not_there():
-    losses = auxiliary_losses(
-        MoEConfig(num_experts=E), [jax.tree.map(lambda s: s[None], sums_of(*map(jnp.asarray, draw())))]
-    )
-    assert losses.importance is None and losses.load is None
+def test_losses_of_no_weight_are_neither_there_nor_summed_for_unless_they_are_always_shown():
+    moe = MoEConfig(num_experts=E, top_k=K, balance_loss=0.0, z_loss=0.0)
+    sums = sums_of_routing(route(*map(jnp.asarray, draw())), moe)
+    assert not {"importance", "smooth_load", "sequence_balance", "router_penalty"} & set(sums)
+    assert set(auxiliary_losses(moe, [jax.tree.map(lambda s: s[None], sums)])) == {"balance_loss", "z_loss"}

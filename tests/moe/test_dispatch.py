@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_jax.benchmarks.layer import LayerCase, build, whole_layer
-from moe_jax.moe.dispatch import permute
+from moe_jax.moe.permute import permute
 
 
 def test_permute_has_the_gradient_of_plain_indexing():

@@ -8,9 +8,9 @@ from flax import nnx
 from one_device import apply, make_layer, on_one_device
 
 from moe_jax.config import MoEConfig
+from moe_jax.moe.context import plain_context
 from moe_jax.moe.dropout import hidden_mask
 from moe_jax.moe.feed_forward import Weights
-from moe_jax.moe.router import plain_tokens
 
 G, T, D, F, RATE = 2, 12, 5, 8, 0.25
 
@@ -58,7 +58,7 @@ def test_the_mask_multiplies_the_hidden_layer(activation):
     graphdef, state = nnx.split(layer)
 
     def loss(state, x):
-        y, _ = nnx.merge(graphdef, state)(x, plain_tokens((G, T))._replace(keys=keys()), True)
+        y, _ = nnx.merge(graphdef, state)(x, plain_context((G, T))._replace(keys=keys()), True)
         return jnp.sum(y * dy), y
 
     (_, y), (grads, dx) = jax.jit(jax.value_and_grad(on_one_device(loss), argnums=(0, 1), has_aux=True))(state, x)
@@ -90,9 +90,9 @@ def test_no_dropout_is_no_program():
 
     def program(rate, noise):
         graphdef, state = nnx.split(make_layer(config(expert_dropout=rate), D))
-        info = plain_tokens((G, T))
+        context = plain_context((G, T))
         forward = lambda state, x, keys: nnx.merge(graphdef, state)(
-            x, info._replace(keys=keys if noise else None), True
+            x, context._replace(keys=keys if noise else None), True
         )
         return jax.jit(on_one_device(forward)).lower(state, x, keys()).as_text()
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from moe_jax.moe.plan import DROP_ORDERS, make_plan
-from moe_jax.moe.router import Routing
+from moe_jax.moe.routing import Routing
 
 
 def routing_of(expert, top_probability, num_experts, valid=None) -> Routing:

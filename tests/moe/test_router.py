@@ -8,9 +8,10 @@ from flax import nnx
 from one_device import apply, make_layer, on_one_device
 
 from moe_jax.config import MoEConfig
-from moe_jax.models.decoder import fan_in_init
-from moe_jax.moe.router import Routing, plain_tokens
+from moe_jax.moe.context import plain_context
 from moe_jax.moe.routers import ROUTERS
+from moe_jax.moe.routing import Routing
+from moe_jax.parallel.sharding import fan_in_init
 
 D, E = 8, 6
 
@@ -20,8 +21,8 @@ def route(moe: MoEConfig, x, weight=None, keys=None) -> Routing:
     if weight is not None:
         router.weight[...] = weight
     graphdef, state = nnx.split(router)
-    info = plain_tokens(x.shape[:2])._replace(keys=keys)
-    return jax.jit(on_one_device(lambda state, x: nnx.merge(graphdef, state)(x, info)))(state, x)
+    context = plain_context(x.shape[:2])._replace(keys=keys)
+    return jax.jit(on_one_device(lambda state, x: nnx.merge(graphdef, state)(x, context)))(state, x)
 
 
 def x_of(groups=2, tokens=50, dtype=np.float32):
@@ -66,7 +67,7 @@ def test_the_task_alone_moves_the_router(router, top_k):
     graphdef, state = nnx.split(layer)
 
     def loss(state, x):
-        y, _ = nnx.merge(graphdef, state)(x, plain_tokens(x.shape[:2]), True)
+        y, _ = nnx.merge(graphdef, state)(x, plain_context(x.shape[:2]), True)
         return jnp.mean(jnp.square(y - 1))
 
     grads = jax.jit(jax.grad(on_one_device(loss)))(state, x_of())
@@ -123,9 +124,9 @@ def test_a_choice_let_go_by_the_router_is_neither_dispatched_nor_dropped():
     hidden = np.maximum(np.einsum("gtd,gtdf->gtf", x, np.asarray(layer.experts.up[...])[first]), 0)
     out = np.einsum("gtf,gtfd->gtd", hidden, np.asarray(layer.experts.down[...])[first])
     np.testing.assert_allclose(y, out * routing.gate[..., :1], rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(sums.wanted_by_rank, [100, 0])
-    np.testing.assert_array_equal(sums.dropped_by_rank, [0, 0])
-    assert sums.assigned.sum() == 200  # the balance loss looks at all K choices
+    np.testing.assert_array_equal(sums["wanted_by_rank"], [100, 0])
+    np.testing.assert_array_equal(sums["dropped_by_rank"], [0, 0])
+    assert sums["choices"].sum() == 200  # the balance loss looks at all K choices
 
 
 def test_jitter_scales_the_routers_input_within_its_bounds_and_only_with_keys():

@@ -5,17 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import router_oracle
+from finite_differences import slopes
 from flax import nnx
 from one_device import on_one_device
+from router_tables import LEARNED, LOOPS, NO_EDGES, OTHER_LOOPS, OTHER_OPTIONS, UNLEARNED, E
 
 from moe_jax.config import MoEConfig
-from moe_jax.models.decoder import fan_in_init
-from moe_jax.moe.router import TokenInfo
+from moe_jax.moe.context import Context
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.moe.routers.sinkhorn import balancing_offsets
+from moe_jax.parallel.sharding import fan_in_init
 
-G, T, D, E = 2, 6, 4, 8
+G, T, D = 2, 6, 4
 STEP = 30
+OPTIONS = sorted(frozenset().union(*(router.options for router in ROUTERS.values())))
 
 
 @pytest.fixture(autouse=True)
@@ -24,37 +27,16 @@ def float64():
         yield
 
 
-def config(router="top_k", top_k=2, **fields) -> MoEConfig:
-    return MoEConfig(num_experts=E, router=router, top_k=top_k, **fields)
-
-
-DEEPSEEK_V2 = dict(expert_groups=4, top_groups=2, routed_scaling=1.6)
-DEEPSEEK_V3 = dict(DEEPSEEK_V2, group_score="top2", normalize_gates=True, bias_rate=0.001)
-CASES = {  # moe, train
-    "switch": (config("switch", 1), True),
-    "switch, balance bias": (config("switch", 1, bias_rate=0.001), True),
-    "gshard, balance bias": (config("gshard", 2, bias_rate=0.001), True),
-    "raw": (config(top_k=3, routed_scaling=3.0), True),
-    "normalized, trained bias": (config(top_k=3, normalize_gates=True, router_bias=True), True),
-    "temperature, trained bias": (
-        config(router_bias=True, temperature=2.0, final_temperature=0.5, temperature_steps=41),
-        True,
-    ),
-    "temperature at its end": (config(temperature=2.0, final_temperature=0.5, temperature_steps=11), True),
-    "DeepSeek-V2": (config(top_k=3, **DEEPSEEK_V2), True),
-    "softmax by two of a group": (config(top_k=3, **DEEPSEEK_V2, group_score="top2"), True),
-    "null experts": (config(top_k=3, null_experts=3, normalize_gates=True, bias_rate=0.001), True),
-    "sigmoid": (config("sigmoid", 1), True),
-    "sigmoid, null experts": (config("sigmoid", 3, null_experts=2), True),
-    "DeepSeek-V3": (config("sigmoid", 3, **DEEPSEEK_V3), True),
-    "DeepSeek-V3, best of a group": (config("sigmoid", 3, **{**DEEPSEEK_V3, "group_score": "max"}), True),
-    "noise": (config("noisy_top_k", 2), True),
-    "noise, all but one": (config("noisy_top_k", E - 1), True),
-    "noise, evaluation": (config("noisy_top_k", 3), False),
-    "sinkhorn": (config("sinkhorn", 1, sinkhorn_iterations=3), True),
-    "sinkhorn, two": (config("sinkhorn", 2, sinkhorn_iterations=1), True),
-    "sinkhorn, evaluation": (config("sinkhorn", 2), False),
-}
+@pytest.mark.parametrize("name", [*ROUTERS, *OPTIONS])
+def test_every_router_and_option_has_a_row(name):
+    """In tests/helpers/router_tables.py, or by name the file of its own tests."""
+    if name in ROUTERS:
+        assert name in {moe.router for moe, _ in LOOPS.values()} | set(OTHER_LOOPS), f"LOOPS has no row of {name}"
+        assert name in {row[0] for row in (*LEARNED, *UNLEARNED)} | set(NO_EDGES), f"LEARNED has no row of {name}"
+    else:
+        default = getattr(MoEConfig(), name)
+        used = any(getattr(moe, name) != default for moe, _ in LOOPS.values())
+        assert used or name in OTHER_OPTIONS, f"LOOPS has no row with an own value of {name}"
 
 
 def make_router(moe, seed=0):
@@ -79,18 +61,7 @@ def noise_of(moe, train):
     return keys, np.asarray(jax.vmap(draw)(keys))
 
 
-def slopes(f, array, step=1e-6):
-    """Central differences of f(array), entry by entry."""
-    out = np.zeros_like(array)
-    for index in np.ndindex(array.shape):
-        moved = [array.copy(), array.copy()]
-        moved[0][index] += step
-        moved[1][index] -= step
-        out[index] = (f(moved[0]) - f(moved[1])) / (2 * step)
-    return out
-
-
-@pytest.mark.parametrize(("moe", "train"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("moe", "train"), LOOPS.values(), ids=LOOPS)
 def test_equals_loops_over_tokens_and_experts(moe, train):
     graphdef, weights = make_router(moe)
     x, valid = inputs()
@@ -98,10 +69,10 @@ def test_equals_loops_over_tokens_and_experts(moe, train):
     expected = router_oracle.route(moe, weights, x, valid, noise, STEP, train)
     rng = np.random.default_rng(2)
     factors = [rng.normal(size=part.shape) for part in expected[1:]]  # of gates, probabilities, smooth loads and logits
-    info = TokenInfo(jnp.zeros((G, T), jnp.int32), jnp.asarray(valid), keys, jnp.int32(STEP), train)
+    context = Context(jnp.zeros((G, T), jnp.int32), jnp.asarray(valid), keys, jnp.int32(STEP), train)
 
     def weighed(weights, x):
-        routing = nnx.merge(graphdef, weights)(x, info)
+        routing = nnx.merge(graphdef, weights)(x, context)
         parts = routing.gate, routing.probabilities, routing.smooth_load, routing.logits
         return sum(jnp.sum(a * f) for a, f in zip(parts, factors, strict=True) if a is not None), routing
 

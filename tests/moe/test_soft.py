@@ -7,9 +7,10 @@ import pytest
 from finite_differences import gradients
 from flax import nnx
 from one_device import apply, make_layer, on_one_device
+from softmax import softmax
 
 from moe_jax.config import MoEConfig
-from moe_jax.moe.router import plain_tokens
+from moe_jax.moe.context import plain_context
 
 G, T, D, F = 2, 6, 3, 4
 CASES = {  # experts, K, capacity factor, C, padding
@@ -29,18 +30,13 @@ def float64():
 
 def config(experts, top_k, factor, **fields) -> MoEConfig:
     return MoEConfig(
-        num_experts=experts, top_k=top_k, capacity_factor=factor, router="soft", dispatcher="einsum", balance_loss=0.0,
-        d_ff=F, activation="relu", group_size=T, **fields,
+        num_experts=experts, top_k=top_k, capacity_factor=factor, router="soft", balance_loss=0.0, d_ff=F,
+        activation="relu", group_size=T, **fields,
     )  # fmt: skip
 
 
 def normalized(x, axis):
     return x / (np.sqrt((x**2).sum(axis=axis, keepdims=True)) + 1e-6)
-
-
-def softmax(x, axis):
-    e = np.exp(x - x.max(axis=axis, keepdims=True))
-    return e / e.sum(axis=axis, keepdims=True)
 
 
 def oracle(x, phi, scale, up, down, valid):
@@ -86,7 +82,7 @@ def test_equals_the_paper(case):
     graphdef, state = nnx.split(layer)
 
     def loss(state, x):
-        y, sums = nnx.merge(graphdef, state)(x, plain_tokens((G, T))._replace(valid=jnp.asarray(valid)), True)
+        y, sums = nnx.merge(graphdef, state)(x, plain_context((G, T))._replace(valid=jnp.asarray(valid)), True)
         return jnp.sum(y * dy), (y, sums)
 
     run = jax.jit(jax.value_and_grad(on_one_device(loss), argnums=(0, 1), has_aux=True))
@@ -99,10 +95,10 @@ def test_equals_the_paper(case):
         np.testing.assert_allclose(actual[name][...], gradient, rtol=1e-6, atol=1e-8, err_msg=name)
     assert np.max(np.abs(expected["phi"])) > 1e-3
     assert abs(expected["scale"]) > 1e-4
-    assert sums.tokens == valid.sum()
-    assert sums.dropped_by_rank.sum() == sums.passed_through == 0
+    assert sums["tokens"] == valid.sum()
+    assert sums["dropped_by_rank"].sum() == sums["passed_through"] == 0
     del arrays["down"]
-    np.testing.assert_allclose(sums.assigned, loads(**arrays, valid=valid), rtol=1e-9)
+    np.testing.assert_allclose(sums["choices"], loads(**arrays, valid=valid), rtol=1e-9)
 
 
 def test_loads_are_combine_weights_by_hand():
@@ -115,13 +111,13 @@ def test_loads_are_combine_weights_by_hand():
     valid[0, 0] = False
     _, sums = apply(layer, x, valid)
     large = np.e / (np.e + 1 / np.e)
-    np.testing.assert_allclose(sums.assigned, [3 * large + 2 * (1 - large), 3 * (1 - large) + 2 * large], rtol=1e-5)
+    np.testing.assert_allclose(sums["choices"], [3 * large + 2 * (1 - large), 3 * (1 - large) + 2 * large], rtol=1e-5)
     entropy = -large * np.log(large) - (1 - large) * np.log(1 - large)
-    np.testing.assert_allclose(sums.entropy, 5 * entropy, rtol=1e-5)
+    np.testing.assert_allclose(sums["entropy"], 5 * entropy, rtol=1e-5)
     histogram = np.zeros(20)
     histogram[int(large * 20)] = 5
-    np.testing.assert_array_equal(sums.probability_histogram, histogram)
-    np.testing.assert_array_equal(sums.wanted_by_rank, [5])
+    np.testing.assert_array_equal(sums["probability_counts"], histogram)
+    np.testing.assert_array_equal(sums["wanted_by_rank"], [5])
 
 
 def test_what_padding_holds_changes_nothing():
@@ -139,7 +135,7 @@ def test_what_padding_holds_changes_nothing():
 def test_a_token_of_zeros_has_a_gradient():
     layer = make_layer(config(3, 1, 1.0), D)
     graphdef, state = nnx.split(layer)
-    loss = lambda x: jnp.sum(nnx.merge(graphdef, state)(x, plain_tokens((G, T)), True)[0])
+    loss = lambda x: jnp.sum(nnx.merge(graphdef, state)(x, plain_context((G, T)), True)[0])
     x = np.random.default_rng(0).normal(size=(G, T, D))
     x[0, 0] = 0
     assert np.all(np.isfinite(jax.jit(jax.grad(on_one_device(loss)))(x)))
@@ -156,9 +152,9 @@ def test_bfloat16_tokens_are_mixed_by_float32_weights():
     layer = make_layer(config(3, 1, 1.0), D)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(G, T, D)), jnp.bfloat16)
     graphdef, state = nnx.split(layer.router)
-    info = plain_tokens((G, T))
-    routing = on_one_device(lambda state, x: nnx.merge(graphdef, state)(x, info))(state, x)
-    assert routing.dispatch.dtype == routing.combine.dtype == jnp.float32
+    context = plain_context((G, T))
+    routing = on_one_device(lambda state, x: nnx.merge(graphdef, state)(x, context))(state, x)
+    assert routing.mixing.into_slots.dtype == routing.mixing.into_tokens.dtype == jnp.float32
     assert apply(layer, x)[0].dtype == jnp.bfloat16
 
 
