@@ -1,8 +1,8 @@
 """DeepSeek-V4 routing (DeepSeek-AI 2026): scores sqrt(softplus(logit)), and first layers that go by the token's id.
 
-Four experts of a quarter of the size each: the FLOPs of `switch_small.py`. The first of the two layers takes its experts
-from a hash of the token (the model: the first three), the gates still come from the scores. Gates are divided by their
-sum and multiplied by 1.5; the bias moves by 0.001 a step, and the sequence-wise balance loss is 1e-4.
+Four experts of a quarter of the size each: the FLOPs of `switch_small.py`. The first of the two layers takes its
+experts from a hash of the token (the model: the first three), the gates still come from the scores. Gates are divided
+by their sum and multiplied by 1.5; the bias moves by 0.001 a step, and the sequence-wise balance loss is 1e-4.
 
 Cost: as `switch_small.py`.
 """

@@ -99,6 +99,7 @@ class Router(nnx.Module):
         gate = jnp.where(jnp.any(jnp.isnan(logits), axis=-1, keepdims=True), jnp.nan, choices.gate)
         wanted = context.valid[..., None] & (choices.expert < moe.num_experts)
         as_float = lambda value: None if value is None else value.astype(dtype)
+        passed = as_float(choices.identity_gate)
         return Routing(
             expert=choices.expert,
             gate=_round(gate).astype(dtype),
@@ -107,7 +108,9 @@ class Router(nnx.Module):
             probabilities=_round(choices.probabilities).astype(dtype),
             logits=logits.astype(dtype),
             input_gate=as_float(choices.input_gate),
-            identity_gate=as_float(choices.identity_gate),
+            identity_gate=None
+            if choices.identity_gate is None
+            else choices.identity_gate.astype(dtype) * context.valid,
             smooth_load=as_float(choices.smooth_load),
             scores=as_float(choices.scores),
             bias=self.bias_of_scores(),

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -14,10 +15,15 @@ class KeyValueCache(NamedTuple):
     values: Float[Array, "B P J N"]
 
     def write(
-        self, start: Int[Array, ""] | int, keys: Float[Array, "B L J N"], values: Float[Array, "B L J N"]
+        self,
+        start: Int[Array, ""] | Int[Array, "B"] | int,
+        keys: Float[Array, "B L J N"],
+        values: Float[Array, "B L J N"],
     ) -> "KeyValueCache":
-        """The cache with those of L consecutive positions from `start` on."""
-        put = lambda room, new: lax.dynamic_update_slice_in_dim(room, new.astype(room.dtype), start, axis=1)
+        """The cache with those of L consecutive positions from `start` on, which may differ between sequences."""
+        starts = jnp.broadcast_to(start, keys.shape[:1])
+        write = jax.vmap(lambda room, new, at: lax.dynamic_update_slice_in_dim(room, new, at, axis=0))
+        put = lambda room, new: write(room, new.astype(room.dtype), starts)
         return KeyValueCache(put(self.keys, keys), put(self.values, values))
 
     @staticmethod

@@ -40,15 +40,21 @@ def xla_attention(
     q = q.reshape(grouped)
     if length <= chunk:
         return attend(q, mask).reshape(batch, length, heads, size)
-    pieces = lambda x: None if x is None else x.reshape(batch, length // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    def attend_from(piece: tuple[Int[Array, ""], Array, Array | None]):
+    def attend_from(piece: tuple[Int[Array, ""] | int, Array, Array | None]):
         start, q, documents = piece
         own = dataclasses.replace(mask, start=mask.start + start, query_documents=documents)
         return jax.checkpoint(attend)(q, own)
 
-    out = lax.map(attend_from, (jnp.arange(0, length, chunk), pieces(q), pieces(mask.query_documents)))
-    return out.swapaxes(0, 1).reshape(batch, length, heads, size)
+    whole = length // chunk * chunk
+    cut = lambda x: x[:, :whole].reshape(batch, whole // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
+    documents = mask.query_documents
+    pieces = jnp.arange(0, whole, chunk), cut(q), None if documents is None else cut(documents)
+    out = lax.map(attend_from, pieces).swapaxes(0, 1).reshape(batch, whole, *grouped[2:])
+    if whole < length:
+        rest = attend_from((whole, q[:, whole:], None if documents is None else documents[:, whole:]))
+        out = jnp.concatenate([out, rest], axis=1)
+    return out.reshape(batch, length, heads, size)
 
 
 def cudnn_attention(q, k, v, mask, chunk):
@@ -60,7 +66,7 @@ def cudnn_attention(q, k, v, mask, chunk):
 
 
 def check_xla(run: RunConfig) -> None:
-    """Raises ConfigError unless the chunks come out even."""
+    """Raises ConfigError unless a row comes out even: a rest of its own would be compiled beside the loop."""
     length = run.data.sequence_length
     divides("attention.chunk", min(run.attention.chunk, length), "data.sequence_length", length)
 

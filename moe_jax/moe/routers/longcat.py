@@ -26,5 +26,5 @@ class LongCat(TopK):
     def choose(self, x, logits, context):
         """See `Router.choose`."""
         choices = super().choose(x, logits, context)
-        passed_on = (choices.expert >= self.moe.num_experts) & context.valid[..., None]
+        passed_on = choices.expert >= self.moe.num_experts
         return choices._replace(identity_gate=jnp.sum(jnp.where(passed_on, choices.gate, 0), axis=-1))
