@@ -108,9 +108,7 @@ class Router(nnx.Module):
             probabilities=_round(choices.probabilities).astype(dtype),
             logits=logits.astype(dtype),
             input_gate=as_float(choices.input_gate),
-            identity_gate=None
-            if choices.identity_gate is None
-            else choices.identity_gate.astype(dtype) * context.valid,
+            identity_gate=None if passed is None else jnp.where(context.valid, passed, 0),
             smooth_load=as_float(choices.smooth_load),
             scores=as_float(choices.scores),
             bias=self.bias_of_scores(),
