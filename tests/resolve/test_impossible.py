@@ -19,14 +19,14 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         "model.num_heads=4 is not a multiple of model.num_kv_heads=3: use model.num_heads=3 or 6",
     ),
     ({"model.head_dim": 15}, "model.head_dim=15 is odd: ... use an even size"),
-    ({"model.attention": "cudnn"}, "model.attention='cudnn' needs model.dtype='bfloat16', not 'float32': set one"),
+    ({"attention.kernel": "cudnn"}, "attention.kernel='cudnn' needs model.dtype='bfloat16', not 'float32': set one"),
     (
-        {"model.attention": "cudnn", "model.dtype": "bfloat16", "data.mask_documents": True},
-        "data.mask_documents=True with model.attention='cudnn', which cannot: use model.attention='xla'",
+        {"attention.kernel": "cudnn", "model.dtype": "bfloat16", "data.mask_documents": True},
+        "data.mask_documents=True with attention.kernel='cudnn', which cannot: use attention.kernel='xla'",
     ),
     (
-        {"model.attention_chunk": 100},
-        "data.sequence_length=128 is not a multiple of model.attention_chunk=100: use data.sequence_length=100 or 200",
+        {"attention.chunk": 100},
+        "data.sequence_length=128 is not a multiple of attention.chunk=100: use data.sequence_length=100 or 200",
     ),
     (
         {"data.sequence_length": 768, "moe.group_size": 768},
@@ -259,7 +259,7 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ),
     (
         {**SOFT, "moe.dispatcher": "capacity"},
-        "moe.dispatcher='capacity' with moe.router='soft', which works only with 'einsum': set moe.dispatcher='einsum'",
+        "moe.dispatcher='capacity' cannot carry what moe.router='soft' decides: use one of auto, soft",
     ),
     (
         {**SOFT, "moe.eval_capacity_factor": 2.0},
