@@ -31,7 +31,9 @@ def test_segments(layers, moe, expected, moe_layers):
     run = run_of({"model.num_layers": layers, **{f"moe.{name}": value for name, value in fields.items()}})
     assert [(kinds(part), part.repeats) for part in segments(run)] == expected
     assert num_moe_layers(run) == moe_layers
-    assert [part.num_moe_layers for part in moe_segments(run)] == [n for part in segments(run) if (n := part.num_moe_layers)]
+    assert [part.num_moe_layers for part in moe_segments(run)] == [
+        n for part in segments(run) if (n := part.num_moe_layers)
+    ]
     assert sum(part.num_moe_layers for part in moe_segments(run)) == moe_layers
     assert sum(part.num_layers for part in segments(run)) == layers
     assert {layer.attention for part in segments(run) for layer in part.pattern} == {run.attention}

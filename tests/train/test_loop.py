@@ -68,8 +68,16 @@ def test_lines_of_metrics(trained):
     assert all(math.isfinite(value) for line in lines for value in line.values())
     names = {name for line in lines for name in line}
     assert names >= {"train/grad_norm", "train/learning_rate", "train/tokens_per_second", "train/step_seconds"}
-    assert names >= {"moe/balance_loss", "moe/z_loss", "moe/dropped", "moe/max_violation", "moe/router_entropy"}
-    assert names >= {"moe/dropped_layer_0", "moe/dropped_rank_0", "moe/dropped_position_7", "eval/bits_per_byte_prose"}
+    assert names >= {
+        "moe/balance_loss",
+        "moe/z_loss",
+        "moe/dropped_fraction",
+        "moe/max_violation",
+        "moe/router_entropy",
+    }
+    assert names >= {"moe/dropped_fraction_layer_0", "moe/dropped_fraction_rank_0", "moe/dropped_fraction_position_7"}
+    assert names >= {"moe/experts_per_token", "eval/bits_per_byte_prose", "eval/dropped_fraction"}
+    assert not [name for name in names if name.startswith("moe/load/")]  # only where log.expert_loads asks for them
     assert lines[-1]["eval/loss"] < lines[1]["eval/loss"]
 
 
@@ -94,7 +102,7 @@ def test_summary(trained):
     }
     assert summary["steps"] == 6
     assert summary["train_loss"] == lines[-2]["train/loss"]
-    assert summary["dropped_fraction"] == lines[-2]["moe/dropped"]
+    assert summary["dropped_fraction"] == lines[-2]["moe/dropped_fraction"]
     assert summary["max_violation"] == lines[-2]["moe/max_violation_window"]
     assert summary["eval_loss"] == lines[-1]["eval/loss"]
     assert summary["eval_bits_per_byte"] == lines[-1]["eval/bits_per_byte"]
