@@ -122,7 +122,7 @@ def _check_kept(earlier: Point, derived: Point) -> None:
 
 def _check_same_data(cells: Sequence[Cell]) -> None:
     """Raises ValueError where the cells differ in their data or in how it is cut, since losses would not compare."""
-    for name in TERMS["text"].same:
+    for name in ("task", *TERMS[cells[0].run.task].same if cells else ()):
         values = {str(flatten(cell.run)[name]) for cell in cells}
         if len(values) > 1:
             raise ValueError(
