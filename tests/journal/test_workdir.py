@@ -63,7 +63,8 @@ def test_the_same_run_is_welcome(make_run, claimed):
     workdir.prepare(claimed, make_run())
     workdir.claim(claimed, make_run(), "some text")
     assert content(claimed) == before
-    assert json.loads(before["config.json"])["moe.num_experts"] == 4
+    written = json.loads(before["config.json"])
+    assert (written["moe.num_experts"], written["format"]) == (4, workdir.FORMAT)
 
 
 @pytest.mark.parametrize("field", OTHER_IDENTITY)
@@ -107,6 +108,26 @@ def test_a_file_of_an_older_version(make_run, claimed):
     (claimed / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"\(moe.z_loss was None, is 0.0\)"):
         workdir.prepare(claimed, make_run())
+
+
+@pytest.mark.parametrize(
+    ("written", "release"), [(None, "an older"), (1, "an older"), ("x", "an older"), (9, "a newer")]
+)
+def test_a_directory_of_another_release_is_refused_before_its_fields_are_looked_at(make_run, claimed, written, release):
+    config = json.loads((claimed / "config.json").read_text()) | {"format": written, "seed": 5}
+    if written is None:  # as before there were formats
+        del config["format"]
+    (claimed / "config.json").write_text(json.dumps(config))
+    before = content(claimed)
+    line = (
+        f"--workdir={claimed} was written by {release} release of moe_jax (format {written or 1}, now {workdir.FORMAT}), "
+        "whose checkpoints have other parameter names: choose another directory, or finish the run with that release"
+    )
+    for check in (workdir.prepare, workdir.check_identity):
+        with pytest.raises(ConfigError) as error:
+            check(claimed, make_run())
+        assert str(error.value) == line
+    assert content(claimed) == before
 
 
 TORN = {"empty": b"", "cut": b'{"seed": 0, "mod', "list": b"[]", "null": b"null", "binary": b"\xff\xfe"}

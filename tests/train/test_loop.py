@@ -2,6 +2,8 @@ import gzip
 import json
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2
@@ -147,6 +149,28 @@ def test_a_profile_is_traced(trained):
     _, directory = trained
     (trace,) = traces(directory)
     assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+
+
+def test_layers_of_their_own_numbers_of_experts_run_under_debug_nans_and_write_their_loads(make_run, tmp_path):
+    """What a layer does not have and others have is nowhere a NaN on the device."""
+    fields = {
+        "model.num_layers": 2, "moe.num_experts_by_layer": (2, 4), "log.expert_loads": True, "train.steps": 1,
+        "eval.batches": 1,
+    }  # fmt: skip
+    with jax.debug_nans(True):
+        with pytest.raises(FloatingPointError):
+            jnp.log(-jnp.ones(()))
+        assert train(make_run(fields), tmp_path) == 0
+    scalars, loads, evaluation = read_lines(tmp_path)
+    assert "train/loss" in scalars and "eval/loss" in evaluation
+    assert list(loads) == ["step", "moe/load/layer_00", "moe/load/layer_01"]
+    for layer, experts in enumerate((2, 4)):
+        load = loads[f"moe/load/layer_{layer:02}"]
+        assert len(load) == experts
+        assert sum(load) / experts == pytest.approx(1, rel=1e-6)
+        assert max(load) - 1 == pytest.approx(scalars[f"moe/max_violation_layer_{layer}"], rel=1e-5)
+    reader = events(tmp_path / "tensorboard")
+    assert reader.SummaryMetadata("moe/load/layer_01").plugin_data.plugin_name == "histograms"
 
 
 def test_a_profile_that_the_run_ends_in_is_traced_too(trained_dense):

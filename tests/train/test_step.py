@@ -205,8 +205,8 @@ def test_every_micro_batch_has_noise_of_its_own():
         losses = Losses(jnp.zeros(()), {"z_loss": jnp.zeros(())}, None, ())
         return (jnp.zeros(()), losses), place * jax.random.uniform(key)
 
-    draws, _ = _over_micro_batches(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jax.random.key(0))
-    again, _ = _over_micro_batches(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jax.random.key(0))
+    draws, _ = _over_micro_batches(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jnp.int32(1), jax.random.key(0))
+    again, _ = _over_micro_batches(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jnp.int32(1), jax.random.key(0))
     assert np.all(draws > 0) and len(np.unique(draws)) == 3
     np.testing.assert_array_equal(draws, again)
 
