@@ -109,8 +109,8 @@ def _check_format(workdir: Path, written: Any) -> None:
     if written != FORMAT:
         release = "a newer release" if isinstance(written, int) and written > FORMAT else "an older release"
         raise ConfigError(
-            f"--workdir={workdir} was written by {release} of moe_jax (format {written}, now {FORMAT}), whose checkpoints "
-            "have other parameter names: choose another directory, or finish the run with that release"
+            f"--workdir={workdir} was written by {release} of moe_jax (format {written}, now {FORMAT}), whose "
+            "checkpoints have other parameter names: choose another directory, or finish the run with that release"
         )
 
 
