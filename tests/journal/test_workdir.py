@@ -121,7 +121,8 @@ def test_a_directory_of_another_release_is_refused_before_its_fields_are_looked_
     before = content(claimed)
     line = (
         f"--workdir={claimed} was written by {release} release of moe_jax (format {written or 1}, now "
-        f"{workdir.FORMAT}), whose checkpoints have other parameter names: choose another directory, or finish the run with that release"
+        f"{workdir.FORMAT}), whose checkpoints have other parameter names: choose another directory, or finish the run "
+        "with that release"
     )
     for check in (workdir.prepare, workdir.check_identity):
         with pytest.raises(ConfigError) as error:

@@ -60,8 +60,8 @@ class Soft(Router):
         if evaluated != trained:
             raise ConfigError(
                 f"moe.eval_capacity_factor={moe.eval_capacity_factor} gives {evaluated} slots with "
-                f"{name_of['router']}='soft', whose {trained} slots are trained: give training, evaluation and every layer "
-                "one capacity factor"
+                f"{name_of['router']}='soft', whose {trained} slots are trained: give training, evaluation and every "
+                "layer one capacity factor"
             )
 
     @classmethod
