@@ -98,7 +98,15 @@ def test_pieces_micro_batches_and_wire_precision_are_in_the_contract(fields):
     ("mesh", "fields"),
     [
         ({"fsdp": 4, "tensor": 2}, {"moe.num_experts": 0, "moe.top_k": 1}),
-        ({"fsdp": 2, "expert": 2, "tensor": 2}, {"model.tie_embeddings": True, "moe.num_shared_experts": 2}),
+        (
+            {"fsdp": 2, "expert": 2, "tensor": 2},
+            {
+                "model.tie_embeddings": True,
+                "moe.num_shared_experts": 2,
+                "moe.balance_loss": 0.0,
+                "moe.router_by_layer": ("expert_choice", "top_k"),
+            },
+        ),
         (
             {"data": 4, "expert": 2},
             {"moe.num_experts_by_layer": (4, 8), "moe.bias_rate": 0.1, "moe.balance_scope": "sequence"},
