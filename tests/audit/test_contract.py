@@ -164,7 +164,7 @@ def test_integers_that_are_gathered(monkeypatch):
 
 def test_an_exchange_too_many(monkeypatch):
     monkeypatch.setattr(
-        layer, "to_experts", lambda b: exchange.to_experts(exchange.from_experts(exchange.to_experts(b)) * 1.5)
+        dispatch, "to_experts", lambda b: exchange.to_experts(exchange.from_experts(exchange.to_experts(b)) * 1.5)
     )
     assert "16 all-to-alls in a step, not 8" in broken()
 
