@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe_jax.audit.program import Collective
-from moe_jax.config.layers import moe_segments
+from moe_jax.config.layers import moe_by_layer, moe_segments
 from moe_jax.config.schema import MoEConfig, RunConfig
 from moe_jax.moe.dispatchers import dispatcher_of
 from moe_jax.moe.observe import num_sums
@@ -150,7 +150,8 @@ def tensor_elements(run: RunConfig) -> int:
     sequences = run.data.batch_size // (run.mesh.data * run.mesh.fsdp * run.mesh.expert)
     tokens = sequences * run.data.sequence_length
     passes = 2 if run.model.remat == "none" else 3
-    by_layer = 2 * passes * run.model.d_model + passes * _ranks(run.moe)
+    ranks = max(_ranks(moe) for moe in (run.moe, *moe_by_layer(run)))
+    by_layer = 2 * passes * run.model.d_model + passes * ranks
     output = run.model.d_model + 3 * passes  # the gradient of the head's input; maximum, sum and target of the softmax
     elements = tokens * (run.model.num_layers * by_layer + output)
     for part in moe_segments(run):

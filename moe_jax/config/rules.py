@@ -30,7 +30,8 @@ def divides(divisor_name: str, divisor: int, name: str, value: int) -> None:
 def one_of(name: str, value: str, known: Iterable[str]) -> None:
     """Raises unless `value` is one of `known`, which the message lists."""
     if value not in known:
-        raise ConfigError(f"{name}={value!r} is unknown: choose one of {', '.join(known)}")
+        listed = ", ".join(one or "''" for one in known)
+        raise ConfigError(f"{name}={value!r} is unknown: choose one of {listed}")
 
 
 def not_negative(name: str, value: int | float) -> None:

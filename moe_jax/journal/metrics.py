@@ -2,7 +2,7 @@
 
 The files below WORKDIR:
 
-    metrics.jsonl          one line a call of `scalars`: {"step": 20, "train/loss": 5.1, ...}
+    metrics.jsonl          one line a call of `scalars` or `arrays`: {"step": 20, "train/loss": 5.1, ...}
     tensorboard/           scalars, histograms, images, texts
     tensorboard/hparams/   the HParams session and its final metrics
 
@@ -18,7 +18,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, SupportsFloat, TextIO
+from typing import Any, Literal, SupportsFloat, TextIO
 
 import jax
 import numpy as np
@@ -80,20 +80,20 @@ class MetricsWriter:
         JSON knows no NaN and no infinities: they are written as null. TensorBoard gets them as they are.
         """
         numbers = {name: float(value) for name, value in values.items()}
-        finite = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._lines.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
-        self._lines.flush()
+        self._write_line(step, {name: _finite(value) for name, value in numbers.items()})
         self._events.write(int(step), [event_file.scalar(name, value) for name, value in numbers.items()])
         self._step = max(self._step, int(step))
 
     @_first_process_only
     def arrays(self, step: int, values: Mapping[str, Real[Array, " entries"]]) -> None:
-        """One line of metrics.jsonl with a list for each name; in TensorBoard a histogram with a bin for each entry."""
-        lists = {name: np.asarray(value, np.float64).tolist() for name, value in values.items()}
-        self._lines.write(json.dumps({"step": int(step), **lists}, allow_nan=False) + "\n")
-        self._lines.flush()
-        histogram = lambda name, entries: event_file.histogram(name, np.arange(len(entries) + 1), np.asarray(entries))
-        self._events.write(int(step), [histogram(name, entries) for name, entries in lists.items()])
+        """One line of metrics.jsonl with a list for each name; in TensorBoard a histogram with a bin for each entry.
+
+        What is not finite is treated as in `scalars`.
+        """
+        arrays = {name: np.asarray(value, np.float64) for name, value in values.items()}
+        self._write_line(step, {name: [_finite(entry) for entry in array.tolist()] for name, array in arrays.items()})
+        histogram = lambda name, array: event_file.histogram(name, np.arange(len(array) + 1), array)
+        self._events.write(int(step), [histogram(name, array) for name, array in arrays.items()])
 
     @_first_process_only
     def histogram(self, step: int, name: str, edges: Real[Array, " edges"], counts: Real[Array, " bins"]) -> None:
@@ -147,6 +147,14 @@ class MetricsWriter:
         if self._session is not None:
             self._session.close()
             self._session = None
+
+    def _write_line(self, step: int, values: Mapping[str, Any]) -> None:
+        self._lines.write(json.dumps({"step": int(step), **values}, allow_nan=False) + "\n")
+        self._lines.flush()
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _reopen_lines(path: Path, first_step: int) -> TextIO:

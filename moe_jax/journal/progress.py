@@ -19,18 +19,18 @@ class Progress:
     Args:
         total_steps: the step at which the run ends.
         start_step: the step from which this process continues.
+        rate_unit: what stands behind the rate of training: "tokens/s", say.
         stream: where to write; standard error if not given.
         clock: seconds that only grow.
-        rate_unit: what stands behind the rate of training.
     """
 
     def __init__(
         self,
         total_steps: int,
         start_step: int,
+        rate_unit: str,
         stream: io.TextIOBase | None = None,
         clock: Callable[[], float] = time.monotonic,
-        rate_unit: str = "tokens/s",
     ):
         self._total_steps = total_steps
         self._rate_unit = rate_unit

@@ -8,6 +8,7 @@ from typing import Any
 
 CONFIG = "config.json"
 SUMMARY = "summary.json"
+FORMAT_FIELD = "format"  # in config.json, beside the fields of the run
 METRICS = "metrics.jsonl"
 STEP_SECONDS = "train/step_seconds"  # the metric that says how long a training step took
 Line = dict[str, int | float]  # of metrics.jsonl: {"step": 20, "train/loss": 5.1, ...}

@@ -9,15 +9,18 @@ from typing import Any
 
 from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import RunConfig, flatten, identity
-from moe_jax.journal.reading import CONFIG, SUMMARY, read_config, read_summary
+from moe_jax.journal.reading import CONFIG, FORMAT_FIELD, SUMMARY, read_config, read_summary
 from moe_jax.tasks.results import DATA
+
+FORMAT = 2  # to be raised whenever checkpoints get other names; a config.json that has none is of format 1
 
 
 def prepare(workdir: Path, run: RunConfig) -> None:
     """Makes `workdir` where there is none, and checks that `run` may write into it; what it holds stays as it is.
 
     Raises:
-      ConfigError: the directory cannot be written, or belongs to a run with another identity (named field by field).
+      ConfigError: the directory cannot be written, belongs to a run with another identity (named field by field), or
+        was written in another `FORMAT`.
     """
     make_writable(workdir)
     if (workdir / CONFIG).exists():
@@ -53,7 +56,7 @@ def claim(workdir: Path, run: RunConfig, sha256: str) -> None:
     It is called once the run can start, so that a mistyped data.source, say, can be corrected without another work
     directory.
     """
-    write_json(workdir / CONFIG, {**flatten(run), DATA: sha256})
+    write_json(workdir / CONFIG, {FORMAT_FIELD: FORMAT, **flatten(run), DATA: sha256})
 
 
 def write_summary(workdir: Path, content: Mapping[str, Any]) -> None:
@@ -90,6 +93,7 @@ def check_identity(workdir: Path, run: RunConfig) -> None:
     if not (workdir / CONFIG).exists():
         raise ConfigError(f"--workdir={workdir} holds no run ({CONFIG} is missing): train one there first")
     before = _read_config(workdir)
+    _check_format(workdir, before.get(FORMAT_FIELD, 1))
     now = json.loads(json.dumps(identity(run)))  # tuples as lists, as they come back from the file
     differing = [
         f"{name} was {before.get(name)!r}, is {value!r}" for name, value in now.items() if before.get(name) != value
@@ -98,6 +102,15 @@ def check_identity(workdir: Path, run: RunConfig) -> None:
         raise ConfigError(
             f"--workdir={workdir} holds another run ({'; '.join(differing)}): choose another directory, or set the "
             "fields back"
+        )
+
+
+def _check_format(workdir: Path, written: Any) -> None:
+    if written != FORMAT:
+        release = "a newer release" if isinstance(written, int) and written > FORMAT else "an older release"
+        raise ConfigError(
+            f"--workdir={workdir} was written by {release} of moe_jax (format {written}, now {FORMAT}), whose "
+            "checkpoints have other parameter names: choose another directory, or finish the run with that release"
         )
 
 

@@ -65,11 +65,8 @@ class Router(nnx.Module):
         self.balance_bias = BalanceBias(jnp.zeros((size,), dtype)) if moe.bias_rate > 0 else None
 
     @classmethod
-    def check(cls, moe: MoEConfig, top_k: str, num_experts: str) -> None:
-        """Raises `ConfigError` on what this router alone cannot work with.
-
-        `top_k` and `num_experts` name the fields that a layer has them from.
-        """
+    def check(cls, moe: MoEConfig, name_of: Mapping[str, str]) -> None:
+        """Raises `ConfigError` on what this router alone cannot work with; `name_of` as in `check_router`."""
 
     @classmethod
     def matmul_params(cls, d_model: int, moe: MoEConfig) -> int:

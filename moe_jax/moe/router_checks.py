@@ -14,44 +14,43 @@ def check_router(moe: MoEConfig, name_of: Mapping[str, str]) -> None:
 
     `name_of` names the fields that the layer has its values from: {"top_k": "moe.top_k_by_layer[2]", ...}.
     """
-    router, top_k, num_experts = ROUTERS[moe.router], name_of["top_k"], name_of["num_experts"]
+    router, top_k, named = ROUTERS[moe.router], name_of["top_k"], f"{name_of['router']}={moe.router!r}"
     if moe.dispatcher not in ("auto", *router.dispatchers):
         raise ConfigError(
-            f"moe.dispatcher={moe.dispatcher!r} cannot carry what moe.router={moe.router!r} decides: use one of auto, "
+            f"moe.dispatcher={moe.dispatcher!r} cannot carry what {named} decides: use one of auto, "
             f"{', '.join(router.dispatchers)}"
         )
     if router.required_top_k not in (None, moe.top_k):
         raise ConfigError(
-            f"{top_k}={moe.top_k} with moe.router={moe.router!r}, which is top-{router.required_top_k}: set "
-            f"{top_k}={router.required_top_k}, or use moe.router='top_k'"
+            f"{top_k}={moe.top_k} with {named}, which is top-{router.required_top_k}: set "
+            f"{top_k}={router.required_top_k}, or use {name_of['router']}='top_k'"
         )
     if moe.top_k < router.least_top_k:
         raise ConfigError(
-            f"{top_k}={moe.top_k} with moe.router={moe.router!r}, which needs more choices: set {top_k}="
-            f"{router.least_top_k} or more"
+            f"{top_k}={moe.top_k} with {named}, which needs more choices: set {top_k}={router.least_top_k} or more"
         )
-    _only_its_options(moe)
+    _only_its_options(moe, named)
     _temperature(moe)
     _penalty(moe)
-    _expert_groups(moe, top_k, num_experts)
-    router.check(moe, top_k, num_experts)
+    _expert_groups(moe, top_k, name_of["num_experts"])
+    router.check(moe, name_of)
 
 
-def _only_its_options(moe: MoEConfig) -> None:
+def _only_its_options(moe: MoEConfig, named: str) -> None:
+    """`named` is the layer's router as a user gave it: "moe.router='switch'"."""
     defaults = MoEConfig()
     for name in sorted(frozenset().union(*(router.options for router in ROUTERS.values()))):
         value, default = getattr(moe, name), getattr(defaults, name)
         if value != default and name not in ROUTERS[moe.router].options:
             able = ", ".join(known for known, router in ROUTERS.items() if name in router.options)
             raise ConfigError(
-                f"moe.{name}={value!r} has no effect with moe.router={moe.router!r}: leave it at {default!r}, or use "
-                f"one of {able}"
+                f"moe.{name}={value!r} has no effect with {named}: leave it at {default!r}, or use one of {able}"
             )
 
     for name, value in ROUTERS[moe.router].fixed_fields.items():
         if getattr(moe, name) != value:
             raise ConfigError(
-                f"moe.{name}={getattr(moe, name)!r} with moe.router={moe.router!r}, which works only with {value!r}: "
+                f"moe.{name}={getattr(moe, name)!r} with {named}, which works only with {value!r}: "
                 f"set moe.{name}={value!r}"
             )
 

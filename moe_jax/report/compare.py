@@ -43,6 +43,7 @@ def compare(records: Sequence[Record]) -> dict[str, Any]:
     full = needed[baseline.name] or baseline.curve[-1]  # a finite last loss is always reached
     return {
         "baseline": baseline.name,
+        "task": baseline.task,
         "loss": target,
         "differences": _differences(records),
         "runs": {record.name: _row(record, needed[record.name], full) for record in records},
@@ -50,7 +51,7 @@ def compare(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _row(record: Record, needed: CurvePoint | None, baseline: CurvePoint) -> dict[str, Any]:
-    row: dict[str, Any] = {result.name: record.summary.get(result.name) for result in _shown()}
+    row: dict[str, Any] = {result.name: record.summary.get(result.name) for result in _shown(record.task)}
     row["steps"] = record.curve[-1].step
     if needed is None:
         return row | {"steps_to_loss": None}
@@ -63,9 +64,9 @@ def _row(record: Record, needed: CurvePoint | None, baseline: CurvePoint) -> dic
     }
 
 
-def _shown() -> list[Result]:
+def _shown(task: str) -> list[Result]:
     """The results that have a column: those that the configuration fixes, then those that were measured."""
-    return sorted((result for result in results_of() if result.header), key=lambda result: result.kind != "fixed")
+    return sorted((result for result in results_of(task) if result.header), key=lambda result: result.kind != "fixed")
 
 
 def _differences(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
@@ -77,13 +78,13 @@ def _differences(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 def table(result: dict[str, Any]) -> str:
     """The comparison in Markdown: results, cost to the baseline's loss, differences in configuration."""
     runs, differences = result["runs"], result["differences"]
+    shown, loss = _shown(result["task"]), loss_of(result["task"])
     lines = rows(
-        ["run", *(result.header for result in _shown())],
-        [[name, *_results(row)] for name, row in runs.items()],
+        ["run", *(column.header for column in shown)],
+        [[name, *_results(row, shown)] for name, row in runs.items()],
     )
-    meanings = "; ".join(column.meaning for column in _shown() if column.meaning)
+    meanings = "; ".join(column.meaning for column in shown if column.meaning)
     lines += ["", f"{meanings[:1].upper()}{meanings[1:]}.", ""]
-    loss = loss_of()
     lines += [f"To the {loss.header} of {result['baseline']} at its end, {loss.text(result['loss'])} {loss.unit}:", ""]
     lines += rows(
         ["run", "steps", "fewer steps", "fewer FLOPs", "less time"],
@@ -98,9 +99,9 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _results(row: dict[str, Any]) -> list[str]:
+def _results(row: dict[str, Any], shown: Sequence[Result]) -> list[str]:
     diverged = not math.isfinite(row[LOSS])
-    return ["diverged" if diverged and result.name == LOSS else result.text(row[result.name]) for result in _shown()]
+    return ["diverged" if diverged and result.name == LOSS else result.text(row[result.name]) for result in shown]
 
 
 def _cost(row: dict[str, Any]) -> list[str]:
@@ -120,6 +121,6 @@ def plot(records: Sequence[Record]) -> Figure:
             axis.plot(x, [point.loss for point in record.curve], label=record.name)
         axis.set_xlabel(f"training {label}")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(loss_of().axis)
+    axes[0].set_ylabel(loss_of(records[0].task).axis)
     axes[0].legend()
     return figure

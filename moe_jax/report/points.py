@@ -54,6 +54,11 @@ class SweepResults(NamedTuple):
         """Every finished run."""
         return [record for point in self.points for record in point.runs.values()]
 
+    @property
+    def task(self) -> str:
+        """What all of them train."""
+        return self.records[0].task
+
 
 def gather(cells: Sequence[CellResult]) -> SweepResults:
     """Reads the finished cells and groups all of them by point; a finished cell that cannot be read counts as failed.

@@ -1,13 +1,21 @@
 """What the work directory of a finished run says about it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_jax.journal.reading import STEP_SECONDS, Line, read_config, read_lines, read_summary, training_times
+from moe_jax.journal.reading import (
+    FORMAT_FIELD,
+    STEP_SECONDS,
+    Line,
+    read_config,
+    read_lines,
+    read_summary,
+    training_times,
+)
 from moe_jax.tasks.results import DATA, TERMS, flops_per_step, loss_of, required
 
 
@@ -29,6 +37,11 @@ class Record(NamedTuple):
     curve: list[CurvePoint]  # at least one
 
     @property
+    def task(self) -> str:
+        """What was trained; runs from before there were several tasks were trained on text."""
+        return task_of(self.config)
+
+    @property
     def step_seconds(self) -> float:
         """Mean seconds of training a step."""
         return self.curve[-1].seconds / self.curve[-1].step
@@ -43,24 +56,36 @@ def read_record(workdir: Path) -> Record:
             f"{workdir} holds no finished run that can be read ({error}): train it to its end, or delete it and train "
             "it again"
         ) from None
-    if not isinstance(config, dict) or any(field not in config for field in TERMS["text"].units):
+    task = task_of(config) if isinstance(config, dict) else None
+    if task not in TERMS or any(field not in config for field in TERMS[task].units):
         raise ValueError(f"{workdir}: config.json is not that of a run of moe_jax: name another directory")
-    missing = [name for name in required() if name not in summary]
+    missing = [name for name in required(task) if name not in summary]
     if missing:
         raise ValueError(f"{workdir}: summary.json lacks {', '.join(missing)}: train the run again")
-    curve = _curve(workdir, lines, flops_per_step(config, summary))
+    curve = _curve(workdir, lines, flops_per_step(config, summary, task), loss_of(task).metric)
     if curve[-1].step != summary.get("steps", curve[-1].step):
         raise ValueError(
             f"{workdir}: metrics.jsonl ends at step {curve[-1].step} and summary.json at {summary['steps']}: delete "
             "the directory and train the run again"
         )
-    return Record(workdir.name, config, summary, curve)
+    fields = {name: value for name, value in config.items() if name != FORMAT_FIELD}
+    return Record(workdir.name, fields, summary, curve)
+
+
+def task_of(config: Mapping[str, Any]) -> str:
+    """The task of a flattened configuration."""
+    return config.get("task", "text")
 
 
 def check_same_data(records: Sequence[Record]) -> None:
-    """Raises ValueError where the runs were not trained and evaluated on the same data."""
+    """Raises ValueError where the runs were not trained and evaluated on the same data, for the same task."""
     first = records[0]
     for record in records:
+        if record.task != first.task:
+            raise ValueError(
+                f"{first.name} and {record.name} have different tasks ({first.task} and {record.task}): their losses "
+                "do not compare; leave one of them out"
+            )
         if record.summary[DATA] != first.summary[DATA]:
             raise ValueError(
                 f"{first.name} and {record.name} have different data ({DATA} in summary.json): their losses do not "
@@ -68,8 +93,10 @@ def check_same_data(records: Sequence[Record]) -> None:
             )
 
 
-def _curve(workdir: Path, lines: Sequence[Line], step_flops: int | float) -> list[CurvePoint]:
-    """The evaluations among the lines of metrics.jsonl. Between two logged steps, time passes evenly."""
+def _curve(workdir: Path, lines: Sequence[Line], step_flops: int | float, loss: str) -> list[CurvePoint]:
+    """The evaluations among the lines of metrics.jsonl, those with the metric `loss`. Between two logged steps, time
+    passes evenly.
+    """
     for line in lines:
         if not line.get(STEP_SECONDS, 1.0) > 0:
             value = "null" if math.isnan(line[STEP_SECONDS]) else line[STEP_SECONDS]
@@ -78,7 +105,6 @@ def _curve(workdir: Path, lines: Sequence[Line], step_flops: int | float) -> lis
                 "unknown: leave the run out, or train it again"
             )
     steps, seconds = training_times(lines)
-    loss = loss_of().metric
     evaluations = [(int(line["step"]), line[loss]) for line in lines if loss in line]
     if not evaluations:
         raise ValueError(f"{workdir}: metrics.jsonl has no evaluation ({loss}): leave the run out, or train it again")

@@ -48,14 +48,14 @@ def _first_numeric(sweep: SweepResults) -> str:
 def _loss_against(sweep: SweepResults, field: str) -> Figure:
     figure, axis = _figure(1)
     _against(axis[0], sweep, field, LOSS)
-    axis[0].set_ylabel(loss_of().axis)
+    axis[0].set_ylabel(loss_of(sweep.task).axis)
     _legend(figure, axis[0])
     return figure
 
 
 def _routing(sweep: SweepResults, field: str) -> Figure:
     """One panel for each result of kind "routing"."""
-    results = [result for result in results_of() if result.kind == "routing"]
+    results = [result for result in results_of(sweep.task) if result.kind == "routing"]
     figure, axes = _figure(len(results))
     for axis, result in zip(axes, results, strict=True):
         _against(axis, sweep, field, result.name)
@@ -118,7 +118,7 @@ def _curves(sweep: SweepResults, column: int, label: str) -> Figure:
         axis.set_ylim(min(last) - margin, max(first) + margin)
     axis.set_xlim(left=0)
     axis.set_xlabel(label)
-    axis.set_ylabel(loss_of().axis)
+    axis.set_ylabel(loss_of(sweep.task).axis)
     _legend(figure, axis)
     return figure
 
@@ -149,7 +149,7 @@ def _pareto(sweep: SweepResults) -> Figure:
         *np.array(sorted(corners)).T, color="0.3", lw=1, ls="--", drawstyle="steps-post", label="Pareto front", zorder=0
     )
     axis.set_xlabel("seconds a training step")
-    axis.set_ylabel(loss_of().axis)
+    axis.set_ylabel(loss_of(sweep.task).axis)
     _legend(figure, axis)
     return figure
 

@@ -32,43 +32,45 @@ def best(points: Sequence[PointRuns]) -> PointRuns | None:
 def results(sweep: SweepResults) -> list[str]:
     """One row a point, in the order of the grid, the best one marked."""
     fields = list(sweep.names)
-    header = [*fields, "seeds", loss_of().header, "95% interval", *(result.header for result in _shown())]
+    loss, shown = loss_of(sweep.task), _shown(sweep.task)
+    header = [*fields, "seeds", loss.header, "95% interval", *(result.header for result in shown)]
     winner = best(sweep.points)
     body = [
-        [*(str(point.point.get(field)) for field in fields), *_result(point, point is winner)] for point in sweep.points
+        [*(str(point.point.get(field)) for field in fields), *_result(point, point is winner, loss, shown)]
+        for point in sweep.points
     ]
     return [
         "## Results",
         "\n".join(rows([*header, "seconds a step"], body)),
-        f"Means over seeds. {_meanings()}; seconds of training, without compilation and evaluation. "
+        f"Means over seeds. {_meanings([loss, *shown])}; seconds of training, without compilation and evaluation. "
         + _about_intervals(sweep),
     ]
 
 
-def _shown() -> list[Result]:
+def _shown(task: str) -> list[Result]:
     """The results that have a column besides the loss: those that were measured, then those that are fixed."""
-    shown = (result for result in results_of() if result.header and result.in_sweeps and result != loss_of())
+    shown = (result for result in results_of(task) if result.header and result.in_sweeps and result != loss_of(task))
     return sorted(shown, key=lambda result: result.kind == "fixed")
 
 
-def _meanings() -> str:
-    text = "; ".join(result.meaning for result in (loss_of(), *_shown()) if result.meaning)
+def _meanings(columns: Sequence[Result]) -> str:
+    text = "; ".join(result.meaning for result in columns if result.meaning)
     return text[:1].upper() + text[1:]
 
 
-def _result(point: PointRuns, winner: bool) -> list[str]:
+def _result(point: PointRuns, winner: bool, loss: Result, shown: Sequence[Result]) -> list[str]:
     seeds = f"{len(point.runs)}" if len(point.runs) == len(point.cells) else f"{len(point.runs)} of {len(point.cells)}"
     if not point.runs:
-        return [seeds, "not finished", "-", *("-" for _ in _shown()), "-"]
+        return [seeds, "not finished", "-", *("-" for _ in shown), "-"]
     records = list(point.runs.values())
-    loss = estimate(point.losses)
+    mean = estimate(point.losses)
     diverged = sum(not math.isfinite(value) for value in point.losses)
-    text = f"diverged ({diverged} of {len(records)})" if diverged else loss_of().text(loss.mean)
+    text = f"diverged ({diverged} of {len(records)})" if diverged else loss.text(mean.mean)
     return [
         seeds,
         f"**{text}** (best)" if winner else text,
-        f"{loss.low:.4f} to {loss.high:.4f}" if math.isfinite(loss.low) else "-",
-        *(_mean(result, records) for result in _shown()),
+        f"{mean.low:.4f} to {mean.high:.4f}" if math.isfinite(mean.low) else "-",
+        *(_mean(result, records) for result in shown),
         f"{np.mean([record.step_seconds for record in records]):.3g}",
     ]
 

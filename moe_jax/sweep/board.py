@@ -62,7 +62,7 @@ class Board:
     def table(self, status: Mapping[str, str], running: Mapping[str, Running]) -> Table:
         """The cells that run, then those that failed, then the rest, with their newest numbers."""
         table = Table(caption=self._summary(status), caption_justify="left")
-        for name in ("cell", "status", "step", *(result.running_header for result in _shown()), "time"):
+        for name in ("cell", "status", "step", *(result.running_header for result in self._shown()), "time"):
             width = WIDTHS.get(name, max(NUMBER_WIDTH, len(name)))
             table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=True, min_width=width)
         order = ("running", FAILED)
@@ -75,7 +75,7 @@ class Board:
         return table
 
     def _row(self, cell: Cell, status: str, running: Running | None) -> list[str]:
-        shown = _shown()
+        shown = self._shown()
         values = newest_values(self._ledger.workdir_of(cell.name), [result.metric for result in shown])
         return [
             cell.name,
@@ -84,6 +84,10 @@ class Board:
             *(_number(result, values[result.metric]) if result.metric in values else "" for result in shown),
             duration(time.monotonic() - running.since) if running else "",
         ]
+
+    def _shown(self) -> list[Result]:
+        """The results that have a column while their cells run."""
+        return [result for result in results_of(self._ledger.task) if result.running_header]
 
     def _summary(self, status: Mapping[str, str]) -> str:
         counts = Counter(status.values())
@@ -111,11 +115,6 @@ class Board:
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _shown() -> list[Result]:
-    """The results that have a column while their cells run."""
-    return [result for result in results_of() if result.running_header]
 
 
 def _number(result: Result, value: int | float) -> str:

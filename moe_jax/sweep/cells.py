@@ -122,7 +122,9 @@ def _check_kept(earlier: Point, derived: Point) -> None:
 
 def _check_same_data(cells: Sequence[Cell]) -> None:
     """Raises ValueError where the cells differ in their data or in how it is cut, since losses would not compare."""
-    for name in TERMS["text"].same:
+    tasks = sorted({cell.run.task for cell in cells})
+    same = [name for task in tasks for name in TERMS[task].same]
+    for name in ("task", *same):
         values = {str(flatten(cell.run)[name]) for cell in cells}
         if len(values) > 1:
             raise ValueError(

@@ -42,6 +42,11 @@ class Ledger:
     def __init__(self, workdir: Path, cells: Sequence[Cell]):
         self.workdir, self.cells = workdir, list(cells)
 
+    @property
+    def task(self) -> str:
+        """What its cells train."""
+        return self.cells[0].run.task
+
     def workdir_of(self, name: str) -> Path:
         """The work directory of the cell of that name."""
         return self.workdir / "cells" / name
@@ -138,7 +143,7 @@ class Ledger:
         with locked(self.workdir / "sweep.csv.lock"):
             path = self.workdir / "sweep.csv"
             fields = list(dict.fromkeys(name for cell in self.cells for name in cell.point))
-            header = ["cell", *fields, "seed", "status", "error", *columns(), "wall_seconds"]
+            header = ["cell", *fields, "seed", "status", "error", *columns(self.task), "wall_seconds"]
             draft = path.with_suffix(".csv.partial")
             with draft.open("w", newline="") as file:
                 writer = csv.DictWriter(file, header)
@@ -153,7 +158,7 @@ class Ledger:
         row = {"cell": cell.name, **cell.point, "seed": cell.run.seed, "status": status, "error": self.error(cell)}
         if status == FINISHED:
             summary = read_summary(self.workdir_of(cell.name))
-            row |= {name: _empty_if_nan(summary.get(name)) for name in columns()}
+            row |= {name: _empty_if_nan(summary.get(name)) for name in columns(self.task)}
         return row | {"wall_seconds": self.wall_seconds(cell)}
 
 

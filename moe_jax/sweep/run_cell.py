@@ -29,7 +29,7 @@ def run_cell(workdir: Path) -> int:
         try:
             run = restore(cell["fields"], jax.device_count())
             if cell["twin"]:
-                adopt(workdir.parent / cell["twin"], workdir)
+                adopt(workdir.parent / cell["twin"], workdir, loss_of(run.task).metric)
             return train(run, workdir)
         except Exception as error:
             message = " ".join(str(error).split()) or type(error).__name__
@@ -37,16 +37,17 @@ def run_cell(workdir: Path) -> int:
             raise
 
 
-def adopt(twin: Path, workdir: Path) -> None:
+def adopt(twin: Path, workdir: Path, evaluated: str) -> None:
     """Starts an empty cell from the finished training of its twin, so that the last evaluation alone is left to do.
 
-    The evaluations that the twin made during training are not copied, since it evaluates in another way.
+    The evaluations that the twin made during training, lines with the metric `evaluated`, are not copied, since it
+    evaluates in another way.
     """
     if (workdir / CONFIG).exists():
         return
     shutil.copytree(twin / "checkpoints", workdir / "checkpoints", dirs_exist_ok=True)
     lines = (twin / METRICS).read_text().splitlines()
-    kept = [line for line in lines if loss_of().metric not in json.loads(line)]
+    kept = [line for line in lines if evaluated not in json.loads(line)]
     (workdir / METRICS).write_text("".join(f"{line}\n" for line in kept))
 
 

@@ -12,11 +12,11 @@ from moe_jax.journal import workdir as records
 from moe_jax.journal.hparams import hparams
 from moe_jax.journal.metrics import MetricsWriter
 from moe_jax.journal.progress import Progress
-from moe_jax.journal.reading import last_line, training_seconds
+from moe_jax.journal.reading import STEP_SECONDS, last_line, training_seconds
 from moe_jax.parallel.hardware import peak_flops
 from moe_jax.resolve.counting import count
 from moe_jax.resolve.describe import describe, markdown, warn
-from moe_jax.tasks.results import DATA, hparams_metrics, summarize
+from moe_jax.tasks.results import DATA, flops_per_step, hparams_metrics, summarize
 from moe_jax.train.checkpoints import Checkpoints
 from moe_jax.train.clock import Clock
 from moe_jax.train.evaluation import Evaluation
@@ -83,7 +83,7 @@ class _Loop:
         self.eval_step = setup.compile_eval_step()
         self.step = int(state.step)
         self.startup_seconds: float | None = None  # until the first step here was done
-        self.progress = Progress(self.run.train.steps, self.step)
+        self.progress = Progress(self.run.train.steps, self.step, f"{setup.task.unit}s/s")
         self.clock = Clock(setup.task.units_per_step, self.step)
         self.speed = f"{setup.task.unit}s_per_second"
         self.profile = Profile(workdir, self.run.train.profile)
@@ -121,12 +121,12 @@ class _Loop:
 
     def _log(self, metrics: StepMetrics, pictures: bool) -> None:
         rate = self.clock.lap(self.step)
-        speed = {f"train/{self.speed}": rate, "train/step_seconds": self.clock.units_per_step / rate}
+        seconds = self.clock.units_per_step / rate
+        speed = {f"train/{self.speed}": rate, STEP_SECONDS: seconds}
         peak = peak_flops(jax.devices()[0].device_kind)
         if peak is not None:
-            speed["train/model_flops_utilisation"] = (
-                rate * count(self.run).flops_per_token / (peak * self.setup.mesh.size)
-            )
+            flops = flops_per_step(flatten(self.run), count(self.run)._asdict(), self.run.task)
+            speed["train/model_flops_utilisation"] = flops / (seconds * peak * self.setup.mesh.size)
         self.last = curves(metrics) | speed
         self.writer.scalars(self.step, self.last)
         if pictures:

@@ -39,4 +39,5 @@ def write_pictures(writer: MetricsWriter, step: int, metrics: StepMetrics) -> No
 def write_loads(writer: MetricsWriter, step: int, metrics: StepMetrics) -> None:
     """The load of each layer's experts in multiples of the mean: an array in metrics.jsonl, and a histogram."""
     loads = [load for part in metrics.routing for load in np.asarray(part["load"])]
-    writer.arrays(step, {f"moe/load/layer_{layer:02}": load for layer, load in enumerate(loads)})
+    if loads:
+        writer.arrays(step, {f"moe/load/layer_{layer:02}": load for layer, load in enumerate(loads)})

@@ -13,10 +13,10 @@ from moe_jax.audit.compile import compile_train_step
 from moe_jax.audit.contract import exchange_bytes, violations
 from moe_jax.audit.program import collectives
 from moe_jax.config import MeshConfig, MoEConfig, default_config
-from moe_jax.moe import layer
+from moe_jax.moe.context import plain_context
+from moe_jax.moe.dispatchers import buffers as dispatch
 from moe_jax.moe.feed_forward import Experts
 from moe_jax.moe.layer import MoELayer
-from moe_jax.moe.router import plain_tokens
 from moe_jax.parallel import exchange, sharding
 from moe_jax.parallel.collectives import sum_over
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
@@ -40,7 +40,7 @@ def compiled(mesh, **fields):
             "model.num_layers": 4, "model.d_model": 24, "model.d_ff": 32, "model.num_heads": 4, "model.num_kv_heads": 2,
             "model.head_dim": 12, "model.vocab_size": 40, "moe.num_experts": 8, "moe.every": 2, "moe.top_k": 2,
             "moe.router": "top_k", "moe.group_size": 30, "data.sequence_length": 30, "data.batch_size": 8,
-            "model.attention_chunk": 30, "model.loss_chunk": 30,
+            "attention.chunk": 30, "model.loss_chunk": 30,
             **{f"mesh.{axis}": size for axis, size in mesh.items()}, **fields,
         }
     )  # fmt: skip
@@ -70,8 +70,7 @@ def test_the_step_keeps_the_contract(mesh, remat):
 ROUTED = {
     "expert choice": {"moe.router": "expert_choice", "moe.balance_loss": 0.0},
     "soft": {
-        "moe.router": "soft", "moe.dispatcher": "einsum", "moe.balance_loss": 0.0, "moe.eval_capacity_factor": 1.25,
-        "moe.num_shared_experts": 1,
+        "moe.router": "soft", "moe.balance_loss": 0.0, "moe.eval_capacity_factor": 1.25, "moe.num_shared_experts": 1,
     },
     "expert dropout": {"moe.expert_dropout": 0.1},
 }  # fmt: skip
@@ -99,7 +98,15 @@ def test_pieces_micro_batches_and_wire_precision_are_in_the_contract(fields):
     ("mesh", "fields"),
     [
         ({"fsdp": 4, "tensor": 2}, {"moe.num_experts": 0, "moe.top_k": 1}),
-        ({"fsdp": 2, "expert": 2, "tensor": 2}, {"model.tie_embeddings": True, "moe.num_shared_experts": 2}),
+        (
+            {"fsdp": 2, "expert": 2, "tensor": 2},
+            {
+                "model.tie_embeddings": True,
+                "moe.num_shared_experts": 2,
+                "moe.balance_loss": 0.0,
+                "moe.router_by_layer": ("expert_choice", "top_k"),
+            },
+        ),
         (
             {"data": 4, "expert": 2},
             {"moe.num_experts_by_layer": (4, 8), "moe.bias_rate": 0.1, "moe.balance_scope": "sequence"},
@@ -124,7 +131,7 @@ def test_a_gathered_token_buffer(monkeypatch):
         own = everything.shape[0] // lax.axis_size("expert")
         return lax.dynamic_slice_in_dim(everything, lax.axis_index("expert") * own, own)
 
-    monkeypatch.setattr(layer, "to_experts", through_a_gather)
+    monkeypatch.setattr(dispatch, "to_experts", through_a_gather)
     assert "is no weight's, whole or in part" in broken()
 
 
@@ -135,7 +142,7 @@ def test_tokens_that_are_passed_on(monkeypatch, axis):
         there, back = [[(i, (i + step) % n) for i in range(n)] for step in (1, -1)]
         return exchange.to_experts(lax.ppermute(lax.ppermute(buffers, axis, there) * 1.5, axis, back))
 
-    monkeypatch.setattr(layer, "to_experts", around)
+    monkeypatch.setattr(dispatch, "to_experts", around)
     assert "nothing of this size is passed on" in broken()
 
 
@@ -151,19 +158,19 @@ def test_integers_that_are_gathered(monkeypatch):
         order = lax.all_gather(jnp.argsort(buffers[0, 0, :, 0]), "expert", tiled=True)
         return exchange.to_experts(buffers + order[0])
 
-    monkeypatch.setattr(layer, "to_experts", with_integers)
+    monkeypatch.setattr(dispatch, "to_experts", with_integers)
     assert "s32 is no weight's" in broken()
 
 
 def test_an_exchange_too_many(monkeypatch):
     monkeypatch.setattr(
-        layer, "to_experts", lambda b: exchange.to_experts(exchange.from_experts(exchange.to_experts(b)) * 1.5)
+        dispatch, "to_experts", lambda b: exchange.to_experts(exchange.from_experts(exchange.to_experts(b)) * 1.5)
     )
     assert "16 all-to-alls in a step, not 8" in broken()
 
 
 def test_an_exchange_that_runs_again_in_the_backward_pass(monkeypatch):
-    monkeypatch.setattr(layer, "checkpoint_name", lambda x, name: x)
+    monkeypatch.setattr(dispatch, "checkpoint_name", lambda x, name: x)
     assert "12 all-to-alls in a step, not 8" in broken(**{"model.remat": "save_exchange"})
 
 
@@ -188,7 +195,7 @@ def test_statistics_of_one_shard_do_not_even_trace():
     on = make_mesh(MeshConfig(data=2, expert=4))
 
     def statistics(weights, x, reduce):
-        _, sums = nnx.merge(graphdef, weights)(x, plain_tokens(x.shape[:2]), True)
+        _, sums = nnx.merge(graphdef, weights)(x, plain_context(x.shape[:2]), True)
         return reduce(sums)
 
     def trace(reduce):
@@ -196,7 +203,7 @@ def test_statistics_of_one_shard_do_not_even_trace():
         function = jax.shard_map(partial(statistics, reduce=reduce), mesh=on, in_specs=specs, out_specs=P())
         return jax.eval_shape(function, nnx.to_pure_dict(weights), jax.ShapeDtypeStruct((8, 4, 8), jnp.float32))
 
-    assert trace(lambda sums: sum_over(sums, TOKEN_AXES)).assigned.shape == (8,)
+    assert trace(lambda sums: sum_over(sums, TOKEN_AXES))["choices"].shape == (8,)
     with pytest.raises(ValueError, match=r"out_specs"):
         trace(lambda sums: sums)
 

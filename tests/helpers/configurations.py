@@ -18,7 +18,7 @@ FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py"))
 MOE = {"moe.num_experts": 4}
 BY_LAYER = {"model.num_layers": 2, "moe.num_experts": 4, "moe.num_experts_by_layer": (2, 4)}
 EXPERT_CHOICE = {**MOE, "moe.router": "expert_choice", "moe.balance_loss": 0.0}
-SOFT = {**EXPERT_CHOICE, "moe.router": "soft", "moe.dispatcher": "einsum", "moe.eval_capacity_factor": 1.25}
+SOFT = {**EXPERT_CHOICE, "moe.router": "soft", "moe.eval_capacity_factor": 1.25}
 
 
 def nest(fields: Mapping[str, Any]) -> dict[str, Any]:

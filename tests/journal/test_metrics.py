@@ -39,14 +39,14 @@ def log_steps(writer, steps, value=0.0):
 
 def test_scalars_go_to_both_files(tmp_path):
     with MetricsWriter(tmp_path) as writer:
-        writer.scalars(10, {"train/loss": 2.5, "moe/dropped": np.float32(0.25)})
+        writer.scalars(10, {"train/loss": 2.5, "moe/dropped_fraction": np.float32(0.25)})
         writer.scalars(20, {"train/loss": jax.numpy.float32(1.5)})
     assert read_lines(tmp_path) == [
-        {"step": 10, "train/loss": 2.5, "moe/dropped": 0.25},
+        {"step": 10, "train/loss": 2.5, "moe/dropped_fraction": 0.25},
         {"step": 20, "train/loss": 1.5},
     ]
     assert read_tensors(tmp_path, "train/loss") == [(10, 2.5), (20, 1.5)]
-    assert read_tensors(tmp_path, "moe/dropped") == [(10, 0.25)]
+    assert read_tensors(tmp_path, "moe/dropped_fraction") == [(10, 0.25)]
 
 
 def test_lines_and_events_are_there_before_close(tmp_path):

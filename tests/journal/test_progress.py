@@ -29,7 +29,7 @@ def last_line(stream):
 
 def test_shows_step_percent_loss_speed_and_time_left(terminal):
     clock = Clock()
-    progress = Progress(1000, 0, terminal, clock)
+    progress = Progress(1000, 0, "tokens/s", terminal, clock)
     progress.update(1, 5.0, 1234.0)
     assert last_line(terminal) == "step 1/1000  0.1%  loss 5.0000  1.23k tokens/s  ? left"
     clock.now = 20.0
@@ -40,7 +40,7 @@ def test_shows_step_percent_loss_speed_and_time_left(terminal):
 
 def test_time_left_follows_a_moving_average(terminal):
     clock = Clock()
-    progress = Progress(10_000, 0, terminal, clock)
+    progress = Progress(10_000, 0, "tokens/s", terminal, clock)
     for step in range(1, 1001):  # a step a second, for long
         clock.now += 1
         progress.update(step, 1.0, 1.0)
@@ -52,7 +52,7 @@ def test_time_left_follows_a_moving_average(terminal):
 
 def test_continues_from_the_restored_step(terminal):
     clock = Clock()
-    progress = Progress(200, 100, terminal, clock)
+    progress = Progress(200, 100, "tokens/s", terminal, clock)
     progress.update(101, 1.0, 1.0)
     clock.now = 1.0
     progress.update(102, 1.0, 1.0)
@@ -61,7 +61,7 @@ def test_continues_from_the_restored_step(terminal):
 
 def test_draws_ten_times_a_second_and_always_the_last_step(terminal):
     clock = Clock()
-    progress = Progress(1000, 0, terminal, clock)
+    progress = Progress(1000, 0, "tokens/s", terminal, clock)
     for step in range(1, 1001):
         clock.now = step / 1000
         progress.update(step, 1.0, 1.0)
@@ -70,7 +70,7 @@ def test_draws_ten_times_a_second_and_always_the_last_step(terminal):
 
 
 def test_a_note_stands_above_the_line(terminal):
-    progress = Progress(10, 0, terminal, Clock())
+    progress = Progress(10, 0, "tokens/s", terminal, Clock())
     progress.note("before any step")
     progress.update(1, 2.0, 1.0)
     line = last_line(terminal)
@@ -79,7 +79,7 @@ def test_a_note_stands_above_the_line(terminal):
 
 
 def test_close_ends_the_line_once(terminal):
-    progress = Progress(10, 0, terminal, Clock())
+    progress = Progress(10, 0, "tokens/s", terminal, Clock())
     progress.close()
     assert terminal.getvalue() == ""
     progress.update(10, 2.0, 1.0)
@@ -91,13 +91,13 @@ def test_close_ends_the_line_once(terminal):
 def test_never_wraps(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     terminal = Terminal()
-    Progress(10, 0, terminal, Clock()).update(1, 2.0, 1.0)
+    Progress(10, 0, "tokens/s", terminal, Clock()).update(1, 2.0, 1.0)
     assert last_line(terminal) == "step 1/10  10.0%  l"
 
 
 def test_without_a_terminal_only_notes_are_written():
     stream = io.StringIO()
-    progress = Progress(10, 0, stream, Clock())
+    progress = Progress(10, 0, "tokens/s", stream, Clock())
     progress.update(1, 2.0, 1.0)
     assert stream.getvalue() == ""
     progress.note("eval loss 1.9")
@@ -107,7 +107,7 @@ def test_without_a_terminal_only_notes_are_written():
 
 
 def test_a_diverged_loss_is_shown(terminal):
-    Progress(10, 0, terminal, Clock()).update(1, float("nan"), 1.0)
+    Progress(10, 0, "tokens/s", terminal, Clock()).update(1, float("nan"), 1.0)
     assert "loss nan" in last_line(terminal)
 
 

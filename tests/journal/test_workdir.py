@@ -30,7 +30,8 @@ ALLOWED = {
     "checkpoint.keep": 7,
     "model.remat": "full",
     "model.loss_chunk": 8,
-    "model.attention_chunk": 8,
+    "attention.chunk": 8,
+    "log.expert_loads": True,
     "moe.dispatcher": "einsum",
     "moe.exchange_chunks": 2,
     "moe.eval_capacity_factor": 3.0,
@@ -62,7 +63,8 @@ def test_the_same_run_is_welcome(make_run, claimed):
     workdir.prepare(claimed, make_run())
     workdir.claim(claimed, make_run(), "some text")
     assert content(claimed) == before
-    assert json.loads(before["config.json"])["moe.num_experts"] == 4
+    written = json.loads(before["config.json"])
+    assert (written["moe.num_experts"], written["format"]) == (4, workdir.FORMAT)
 
 
 @pytest.mark.parametrize("field", OTHER_IDENTITY)
@@ -106,6 +108,27 @@ def test_a_file_of_an_older_version(make_run, claimed):
     (claimed / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"\(moe.z_loss was None, is 0.0\)"):
         workdir.prepare(claimed, make_run())
+
+
+@pytest.mark.parametrize(
+    ("written", "release"), [(None, "an older"), (1, "an older"), ("x", "an older"), (9, "a newer")]
+)
+def test_a_directory_of_another_release_is_refused_before_its_fields_are_looked_at(make_run, claimed, written, release):
+    config = json.loads((claimed / "config.json").read_text()) | {"format": written, "seed": 5}
+    if written is None:  # as before there were formats
+        del config["format"]
+    (claimed / "config.json").write_text(json.dumps(config))
+    before = content(claimed)
+    line = (
+        f"--workdir={claimed} was written by {release} release of moe_jax (format {written or 1}, now "
+        f"{workdir.FORMAT}), whose checkpoints have other parameter names: choose another directory, or finish the run "
+        "with that release"
+    )
+    for check in (workdir.prepare, workdir.check_identity):
+        with pytest.raises(ConfigError) as error:
+            check(claimed, make_run())
+        assert str(error.value) == line
+    assert content(claimed) == before
 
 
 TORN = {"empty": b"", "cut": b'{"seed": 0, "mod', "list": b"[]", "null": b"null", "binary": b"\xff\xfe"}
@@ -162,10 +185,10 @@ def test_finished_is_what_the_summary_says(tmp_path):
 def test_these_fields_are_all_there_is(make_run):
     """A new field belongs to the identity unless it is listed: nothing slips through by omission."""
     run = make_run()
-    rooms = {"model": run.model, "moe": run.moe, "data": run.data, "train": run.train}
-    fields = {f"{room}.{field.name}" for room, part in rooms.items() for field in dataclasses.fields(part)} | {"seed"}
-    free = {name for name in ALLOWED if name.split(".")[0] in rooms} | {"model.attention", "moe.temperature_steps"}
-    assert set(workdir.identity(run)) == fields - free
+    rooms = {name: getattr(run, name) for name in ("model", "attention", "moe", "data", "train")}
+    fields = {f"{room}.{field.name}" for room, part in rooms.items() for field in dataclasses.fields(part)}
+    free = {name for name in ALLOWED if name.split(".")[0] in rooms} | {"attention.kernel", "moe.temperature_steps"}
+    assert set(workdir.identity(run)) == (fields | {"seed", "task"}) - free
 
 
 def test_a_run_whose_text_has_changed_is_refused(tmp_path, make_run):

@@ -63,7 +63,7 @@ def one_update(optimizer, gradients, state):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_decay_in_proportion_to_the_rate_shrinks_matrices_and_no_norms(make_run, optimizer):
     setup = set_up(make_run({"train.optimizer": optimizer, "train.weight_decay": 0.1, "train.learning_rate": 0.5}))
-    weights = jax.tree.map(lambda weight: jnp.ones(weight.shape), setup.abstract.params)
+    weights = jax.tree.map(lambda weight: jnp.ones(weight.shape), setup.shapes.params)
 
     @jax.jit
     def one_step(weights):
@@ -108,17 +108,17 @@ def test_state_on_a_mesh(make_run, optimizer):
     fields = {"train.optimizer": optimizer, "train.weight_decay": 0.1, "train.schedule": "cosine"}
     fields |= {"mesh.data": 2, "mesh.fsdp": 2, "mesh.expert": 2, "model.d_model": 128, "model.d_ff": 128}
     setup = set_up(make_run(fields, devices=8))
-    placed = jax.tree.map(lambda leaf: leaf.sharding, setup.abstract)
-    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, device=leaf.sharding), setup.abstract.params)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, setup.shapes)
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, device=leaf.sharding), setup.shapes.params)
     state = jax.jit(setup.optimizer.init, out_shardings=placed.opt_state)(params)
-    for leaf, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(setup.abstract.opt_state), strict=True):
+    for leaf, abstract in zip(jax.tree.leaves(state), jax.tree.leaves(setup.shapes.opt_state), strict=True):
         assert (leaf.shape, leaf.dtype) == (abstract.shape, abstract.dtype)
         assert leaf.sharding.is_equivalent_to(abstract.sharding, leaf.ndim)
     shapes = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
     _, after = jax.eval_shape(setup.optimizer.update, params, state, params)
     assert shapes(after) == shapes(state)
 
-    head, kept = setup.abstract.params["head"], setup.abstract.opt_state
+    head, kept = setup.shapes.params["head"], setup.shapes.opt_state
     assert not head.sharding.is_fully_replicated
     if optimizer == "adamw":
         assert optax.tree.get(kept, "mu")["head"].sharding == head.sharding

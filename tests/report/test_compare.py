@@ -6,6 +6,8 @@ from work_directories import write_metrics, write_run
 
 from moe_jax.report.compare import compare, plot, reaches, table
 from moe_jax.report.records import CurvePoint, read_record
+from moe_jax.tasks import results
+from moe_jax.tasks.results import LOSS, Result, Terms
 
 
 def records(*workdirs):
@@ -37,6 +39,53 @@ def test_a_loss_is_not_interpolated_from_one_that_is_not_a_number():
     curve = [CurvePoint(10, 1.0, 100.0, 3.0), CurvePoint(20, 2.0, 200.0, math.nan), CurvePoint(30, 3.0, 300.0, 1.5)]
     assert reaches(curve, 2.0) == curve[2]
     assert reaches(curve, math.nan) is None
+
+
+@pytest.fixture
+def chess(monkeypatch):
+    """A task that nobody has heard of: config fields and results of a run of two games a step."""
+    own = [
+        Result(LOSS, header="puzzle loss", unit="nats a move", metric="puzzle/loss", task="chess", required=True),
+        Result("flops_per_game", task="chess", required=True),
+    ]
+    monkeypatch.setattr(results, "RESULTS", (*results.RESULTS, *own))
+    monkeypatch.setitem(results.TERMS, "chess", Terms("flops_per_game", units=("data.games",), same=()))
+    return {"task": "chess", "data.games": 2}
+
+
+def write_chess(workdir, config, loss):
+    workdir = write_run(workdir, [loss], config=config, flops_per_game=11)
+    write_metrics(workdir, [{"step": 10, "train/step_seconds": 0.5}, {"step": 10, "puzzle/loss": loss}])
+    return workdir
+
+
+def test_a_run_is_read_and_shown_by_the_results_of_its_own_task(chess, tmp_path):
+    one, other = records(write_chess(tmp_path / "a", chess, 3.0), write_chess(tmp_path / "b", chess, 2.0))
+    assert one.task == "chess"
+    assert one.curve == [CurvePoint(10, 5.0, 10 * 2 * 11.0, 3.0)]
+    text = table(compare([one, other]))
+    assert "puzzle loss" in text and "nats a move" in text and "bits per byte" not in text
+    assert plot([one, other]).axes[0].get_ylabel() == "puzzle loss (nats a move)"
+
+
+def test_runs_of_different_tasks_do_not_compare(chess, tmp_path):
+    runs = records(write_run(tmp_path / "text", [3.0]), write_chess(tmp_path / "chess", chess, 3.0))
+    with pytest.raises(ValueError, match=r"^text and chess have different tasks \(text and chess\): .* leave one"):
+        compare(runs)
+
+
+def test_a_task_that_is_not_known(tmp_path):
+    with pytest.raises(ValueError, match=r"config.json is not that of a run of moe_jax: name another"):
+        read_record(write_run(tmp_path / "run", [3.0], config={"task": "go"}))
+
+
+def test_finished_runs_of_older_releases_are_read_and_the_format_is_no_difference(tmp_path):
+    """They have neither a task nor a format in config.json."""
+    old, new = records(
+        write_run(tmp_path / "old", [3.0]), write_run(tmp_path / "new", [3.0], config={"task": "text", "format": 2})
+    )
+    assert old.task == new.task == "text"
+    assert "format" not in compare([old, new])["differences"]
 
 
 @pytest.fixture

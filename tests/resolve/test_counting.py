@@ -8,22 +8,23 @@ from configurations import load, run_of
 
 from moe_jax.config.layers import segments
 from moe_jax.config.schema import MeshConfig
-from moe_jax.data import Batch
+from moe_jax.moe.feed_forward import feed_forward_params
 from moe_jax.parallel.mesh import make_mesh
-from moe_jax.resolve.counting import count, feed_forward_params
+from moe_jax.resolve.counting import count
+from moe_jax.tasks.registry import task_of
 from moe_jax.train.state import Variables, build_model, num_params
 from moe_jax.train.step import make_eval_step
 
 
 def abstract_model(run):
     """The real model, shapes only."""
-    return build_model(run, make_mesh(MeshConfig()))
+    return build_model(task_of(run), make_mesh(MeshConfig()))
 
 
 def real_counts(run):
     """Total, active and embedding parameters, and FLOPs a token, by the names of the real tree."""
     total = active = embedding = products = 0
-    for path, leaf in jax.tree.leaves_with_path(abstract_model(run).abstract):
+    for path, leaf in jax.tree.leaves_with_path(abstract_model(run).shapes):
         names = [str(getattr(key, "key", key)) for key in path]
         size = int(np.prod(leaf.shape, dtype=object))
         total += size
@@ -41,7 +42,7 @@ def real_counts(run):
 
 MOE = {"moe.num_experts": 4, "moe.router": "top_k", "moe.top_k": 3}
 EXPERT_CHOICE = {"moe.num_experts": 4, "moe.router": "expert_choice", "moe.top_k": 2, "moe.balance_loss": 0.0}
-SOFT = {**EXPERT_CHOICE, "moe.router": "soft", "moe.dispatcher": "einsum"}
+SOFT = {**EXPERT_CHOICE, "moe.router": "soft"}
 SHAPES = {
     "dense": {},
     "dense gated": {"model.activation": "swiglu"},
@@ -189,7 +190,7 @@ FLOPS = {
 
 
 @pytest.mark.parametrize("fields", FLOPS.values(), ids=FLOPS)
-def test_flops_are_those_that_xla_counts(fields):
+def test_flops_are_those_that_xla_counts(fields, tiny):
     """Of a forward pass: a third. XLA adds what is no matrix product (softmax, norms, rotary positions): at most 2%.
 
     With a capacity factor of 1 there are as many slots as choices, C * E = K * T, so every expert FLOP that is executed
@@ -197,16 +198,15 @@ def test_flops_are_those_that_xla_counts(fields):
     """
     batch, length, vocab = 2, 64, 768
     fields = {"model.d_model": 256, "model.d_ff": 512, "model.vocab_size": vocab, "data.batch_size": batch, **fields}
+    fields |= {name: tiny[name] for name in ("data.source", "data.cache_dir", "data.holdout_fraction")}
     layers = 2 if "moe.every" in fields else 1
     run = run_of(
         {**fields, "model.num_layers": layers, "data.sequence_length": length, "moe.group_size": batch * length}
     )
-    mesh = make_mesh(run.mesh)
-    model = build_model(run, mesh)
-    step = make_eval_step(run, mesh, model, domains=1, bytes_per_token=np.ones(vocab, np.int32))
-    tokens = jax.ShapeDtypeStruct((batch, length), np.int32)
-    sequences = jax.ShapeDtypeStruct((batch,), np.int32)
-    variables = Variables(jax.ShapeDtypeStruct((), np.int32), model.abstract, model.balance_bias)
-    compiled = jax.jit(step).lower(variables, Batch(tokens, tokens, tokens, sequences)).compile()
+    task, mesh = task_of(run), make_mesh(run.mesh)
+    model = build_model(task, mesh)
+    step = make_eval_step(mesh, model, task.open())
+    variables = Variables(jax.ShapeDtypeStruct((), np.int32), model.shapes, model.balance_bias)
+    compiled = jax.jit(step).lower(variables, task.batch_shapes()).compile()
     forward = count(run).flops_per_token / 3 * batch * length
     assert 1 <= compiled.cost_analysis()["flops"] / forward <= 1.02

@@ -57,7 +57,7 @@ def test_markdown_has_the_description_and_every_field():
 
 
 EXPERT_CHOICE = {"moe.num_experts": 4, "moe.router": "expert_choice", "moe.balance_loss": 0.0}
-SOFT = {**EXPERT_CHOICE, "moe.router": "soft", "moe.dispatcher": "einsum", "moe.eval_capacity_factor": 1.25}
+SOFT = {**EXPERT_CHOICE, "moe.router": "soft", "moe.eval_capacity_factor": 1.25}
 TOP_2 = {"moe.num_experts": 4, "moe.top_k": 2, "moe.router": "top_k"}
 
 

@@ -10,6 +10,7 @@ def mesh(**sizes):
     return {f"mesh.{axis}": size for axis, size in sizes.items()}
 
 
+BY_ROUTER = {**MOE, "moe.router": "top_k", "moe.top_k": 2, "moe.router_by_layer": ("noisy_top_k", "top_k")}
 GROUPS = {**MOE, "moe.router": "top_k", "moe.top_k": 2, "moe.expert_groups": 2, "moe.top_groups": 1}
 IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); on 8 devices if a mesh is among them
     # model
@@ -19,14 +20,14 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         "model.num_heads=4 is not a multiple of model.num_kv_heads=3: use model.num_heads=3 or 6",
     ),
     ({"model.head_dim": 15}, "model.head_dim=15 is odd: ... use an even size"),
-    ({"model.attention": "cudnn"}, "model.attention='cudnn' needs model.dtype='bfloat16', not 'float32': set one"),
+    ({"attention.kernel": "cudnn"}, "attention.kernel='cudnn' needs model.dtype='bfloat16', not 'float32': set one"),
     (
-        {"model.attention": "cudnn", "model.dtype": "bfloat16", "data.mask_documents": True},
-        "data.mask_documents=True with model.attention='cudnn', which cannot: use model.attention='xla'",
+        {"attention.kernel": "cudnn", "model.dtype": "bfloat16", "data.mask_documents": True},
+        "data.mask_documents=True with attention.kernel='cudnn', which cannot: use attention.kernel='xla'",
     ),
     (
-        {"model.attention_chunk": 100},
-        "data.sequence_length=128 is not a multiple of model.attention_chunk=100: use data.sequence_length=100 or 200",
+        {"attention.chunk": 100},
+        "data.sequence_length=128 is not a multiple of attention.chunk=100: use data.sequence_length=100 or 200",
     ),
     (
         {"data.sequence_length": 768, "moe.group_size": 768},
@@ -99,6 +100,42 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         {"moe.num_experts_by_layer": (4, 4)},
         "moe.num_experts_by_layer=(4, 4) with moe.num_experts=0, a dense model: set",
     ),
+    (
+        {**MOE, "moe.router_by_layer": ("switch", "top_k")},
+        "moe.router='switch' is not the last of moe.router_by_layer=('switch', 'top_k'): set moe.router='top_k'",
+    ),
+    (
+        {**BY_ROUTER, "moe.router_by_layer": ("switch", "top_k")},
+        "moe.top_k=2 with moe.router_by_layer[0]='switch', which is top-1: set moe.top_k=1, or use "
+        "moe.router_by_layer[0]='top_k'",
+    ),
+    (
+        {**BY_ROUTER, "moe.top_k_by_layer": (1, 2)},
+        "moe.top_k_by_layer[0]=1 with moe.router_by_layer[0]='noisy_top_k', which needs more choices: set moe.top_k_by",
+    ),
+    (
+        {**BY_ROUTER, "moe.num_experts": 2},
+        "moe.top_k=2 with moe.router_by_layer[0]='noisy_top_k' and moe.num_experts=2: ... raise moe.num_experts or",
+    ),
+    (
+        {**BY_ROUTER, "moe.router_by_layer": ("hash", "top_k")},
+        "moe.balance_loss=0.01 with moe.router_by_layer[0]='hash'",
+    ),
+    ({**BY_ROUTER, "moe.load_loss": 0.1}, "moe.load_loss=0.1 has no effect with moe.router_by_layer[1]='top_k': leave"),
+    (
+        {
+            **SOFT,
+            "moe.router": "expert_choice",
+            "moe.router_by_layer": ("soft", "expert_choice"),
+            "moe.dispatcher": "soft",
+        },
+        "moe.dispatcher='soft' cannot carry what moe.router_by_layer[1]='expert_choice' decides: use one of auto, ",
+    ),
+    (
+        {**EXPERT_CHOICE, "moe.router_by_layer": ("soft", "expert_choice")},
+        "moe.eval_capacity_factor=2.0 gives 512 slots with moe.router_by_layer[0]='soft', whose 320 slots are trained",
+    ),
+    ({**MOE, "moe.penalty_loss": 0.1}, "moe.penalty='' with moe.penalty_loss=0.1: ... set both or neither"),
     ({"moe.capacity_factor_by_layer": (1.0,)}, "moe.capacity_factor_by_layer=(1.0,) with moe.num_experts=0, a dense"),
     (
         {**MOE, "moe.router": "sinkhorn", "moe.bias_steps": 9},
@@ -259,7 +296,7 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ),
     (
         {**SOFT, "moe.dispatcher": "capacity"},
-        "moe.dispatcher='capacity' with moe.router='soft', which works only with 'einsum': set moe.dispatcher='einsum'",
+        "moe.dispatcher='capacity' cannot carry what moe.router='soft' decides: use one of auto, soft",
     ),
     (
         {**SOFT, "moe.eval_capacity_factor": 2.0},

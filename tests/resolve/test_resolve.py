@@ -15,6 +15,7 @@ SECTIONS = sorted({name.split(".")[0] for name in DEFAULTS if "." in name})
 # 0 has a meaning of its own, or is an amount.
 ZERO_ALLOWED = {
     *("seed", "model.head_dim", "moe.num_experts", "moe.first_dense", "moe.d_ff", "moe.num_shared_experts"),
+    *("attention.window", "moe.penalty_loss"),
     *("data.max_bytes", "train.warmup_steps", "train.decay_steps", "eval.every", "eval.batches"),
     *("moe.second_threshold", "moe.jitter", "moe.expert_dropout", "moe.balance_loss", "moe.z_loss"),
     *("moe.null_experts", "moe.top_groups", "moe.final_temperature", "moe.temperature_steps"),
@@ -24,14 +25,18 @@ ZERO_ALLOWED = {
 }
 CHOICES = {
     "model.activation": "relu, gelu, swiglu, geglu",
-    "model.attention": "xla, cudnn",
+    "task": "text",
+    "attention.kind": "grouped_query",
+    "attention.kernel": "xla, cudnn",
     "model.dtype": "float32, bfloat16, float64",
     "model.remat": "none, full, save_exchange",
     "moe.activation": "relu, gelu, swiglu, geglu",
     "moe.router": "switch, gshard, top_k, sigmoid, noisy_top_k, sinkhorn, hash, random, expert_choice, soft",
     "moe.router_dtype": "float32, bfloat16",
     "moe.group_score": "max, top2",
-    "moe.dispatcher": "einsum, capacity",
+    "moe.dispatcher": "auto, einsum, capacity, soft",
+    "moe.exchange_dtype": "'', float32, bfloat16",
+    "moe.penalty": "''",
     "moe.drop_order": "position, choice, priority",
     "moe.second_expert": "always, threshold, random",
     "moe.balance_scope": "micro_batch, sequence, global_batch",
@@ -40,6 +45,37 @@ CHOICES = {
     "train.optimizer": "adamw, adafactor",
     "train.schedule": "cosine, rsqrt, wsd, constant",
 }
+
+
+FREE_TEXT = {"data.source", "data.text_field", "data.cache_dir"}  # names of things outside; the first has a grammar
+LISTS = {  # a list that cannot be, and how it is refused
+    "moe.num_experts_by_layer": ((4,), "has 1 entries for 2 MoE layers"),
+    "moe.top_k_by_layer": ((1, 0), r"\[1\]=0 must be positive"),
+    "moe.capacity_factor_by_layer": ((1.25, -1.0), r"\[1\]=-1.0 must be positive"),
+    "moe.router_by_layer": (("new", "switch"), r"\[0\]='new' is unknown: choose one of switch, "),
+    "data.weights": ((-1.0,), "has an entry that is not positive"),
+    "train.profile": ((1,), "is not .first step, number of steps."),
+}
+
+
+@pytest.mark.parametrize("name", OF_TYPE[str])
+def test_every_text_is_one_of_a_few_or_free(name):
+    assert (name in CHOICES) != (name in FREE_TEXT)
+
+
+@pytest.mark.parametrize("name", [name for name, value in DEFAULTS.items() if type(value) is tuple])
+def test_every_list_is_checked(name):
+    value, refused = LISTS[name]
+    assert re.match(rf"{name}.*{refused}", refusal({**MOE, name: value}))
+
+
+@pytest.mark.parametrize("name", OF_TYPE[bool])
+def test_a_flag_is_true_or_false(name):
+    assert refusal({name: 1}) == f"{name}=1 is of type int: give a value of type bool"
+
+
+def test_every_field_is_of_a_type_that_these_tests_go_through():
+    assert {type(value) for value in DEFAULTS.values()} == {*OF_TYPE, tuple}
 
 
 @pytest.mark.parametrize(
@@ -185,12 +221,14 @@ def test_identity_leaves_out_what_may_change_on_resume():
     run = run_of({})
     may_change = {
         *("train.steps", "mesh.data", "log.every", "eval.every", "checkpoint.keep", "model.remat", "moe.dispatcher"),
-        *("model.attention", "data.cache_dir", "train.profile"),
+        *("attention.kernel", "attention.chunk", "log.expert_loads", "data.cache_dir", "train.profile"),
     }
     assert not may_change & identity(run).keys()
-    assert {"seed", "model.d_model", "moe.capacity_factor", "data.source", "train.learning_rate"} <= identity(
-        run
-    ).keys()
+    trained = {
+        *("seed", "task", "model.d_model", "attention.kind", "attention.rope_theta", "attention.window"),
+        *("moe.capacity_factor", "moe.router_by_layer", "moe.penalty", "data.source", "train.learning_rate"),
+    }
+    assert trained <= identity(run).keys()
 
 
 @pytest.mark.parametrize("name", FILES)

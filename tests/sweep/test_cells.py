@@ -5,6 +5,9 @@ from tiny_sweep import base, cells_of
 
 from moe_jax.sweep.cells import make_cells, name_of
 from moe_jax.sweep.design import Sweep, grid
+from moe_jax.tasks import registry, results
+from moe_jax.tasks.results import Terms
+from moe_jax.tasks.text import Text
 
 SAFE = re.compile(r"[A-Za-z0-9_.,=+-]+")
 
@@ -113,6 +116,13 @@ def test_the_same_run_by_two_names_is_refused():
 def test_runs_on_different_text_are_no_sweep():
     with pytest.raises(ValueError, match=r"data.sequence_length varies \(16, 32\), and held-out losses on different"):
         make_cells(Sweep(grid({"data.sequence_length": (16, 32)})), base(), 1)
+
+
+def test_runs_of_different_tasks_are_no_sweep(monkeypatch):
+    monkeypatch.setitem(registry.TASKS, "chess", Text)
+    monkeypatch.setitem(results.TERMS, "chess", Terms("", (), ("data.games",)))
+    with pytest.raises(ValueError, match=r"^task varies \(chess, text\), and held-out losses"):
+        make_cells(Sweep(grid({"task": ("text", "chess")})), base(), 1)
 
 
 def test_as_many_devices_as_the_mesh_of_each_cell_asks_for():

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import json
 import threading
 
@@ -7,6 +8,8 @@ from tiny_sweep import cells_of, finish
 
 from moe_jax.sweep import failure
 from moe_jax.sweep.ledger import Ledger, is_held, locked
+from moe_jax.tasks import results
+from moe_jax.tasks.results import Result, Terms
 
 POINTS = [{"moe.capacity_factor": factor} for factor in (1.0, 2.0, 4.0)]
 NAMES = [f"capacity_factor={factor},seed=0" for factor in (1.0, 2.0, 4.0)]
@@ -151,6 +154,16 @@ def test_the_table_has_a_row_for_every_cell_that_ended(ledger):
     assert (first["status"], first["error"], first["steps"], first["eval_loss"]) == ("finished", "", "8", "1.5")
     assert first["wall_seconds"] == "12.5"
     assert (second["status"], second["error"], second["eval_loss"]) == ("failed", 'out of "memory", twice', "")
+
+
+def test_the_table_has_the_results_of_the_cells_task(ledger, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", (Result("elo", task="chess"), Result("nats", task="text")))
+    monkeypatch.setitem(results.TERMS, "chess", Terms("", (), ()))
+    cell = ledger.cells[0]
+    chess = Ledger(ledger.workdir, [cell._replace(run=dataclasses.replace(cell.run, task="chess"))])
+    finish(chess.workdir_of(cell.name), cell)
+    chess.write_csv()
+    assert [name for name in rows(chess)[0] if name in ("elo", "nats")] == ["elo"]
 
 
 def test_wall_seconds_add_up_over_starts_and_shards(ledger):

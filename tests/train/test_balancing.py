@@ -8,9 +8,10 @@ import pytest
 
 from moe_jax.config.layers import moe_segments
 from moe_jax.data import Batch
-from moe_jax.moe.balance import balance_loss
-from moe_jax.train import report
+from moe_jax.moe.losses import balance_loss
+from moe_jax.moe.measures import stats_of_layers
 from moe_jax.train.checkpoints import Checkpoints
+from moe_jax.train.shown import curves
 from moe_jax.train.step import _make_loss
 
 BIAS = {
@@ -25,8 +26,8 @@ BY_LAYER = {
 
 def make_batch(seed=0, rows=8):
     tokens = np.random.RandomState(seed).randint(32, 127, (rows, 17)).astype(np.int32)
-    segments = (np.arange(16) < np.array([16, 3, 16, 10, 16, 1, 7, 16])[:rows, None]).astype(np.int32)
-    return Batch(tokens[:, :-1], tokens[:, 1:], segments, np.zeros(rows, np.int32))
+    documents = (np.arange(16) < np.array([16, 3, 16, 10, 16, 1, 7, 16])[:rows, None]).astype(np.int32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], documents, np.zeros(rows, np.int32))
 
 
 def take(setup, state, steps, compiled=None):
@@ -41,8 +42,21 @@ def take(setup, state, steps, compiled=None):
 
 def counts(metrics):
     """Choices of each expert: 85 valid tokens, two each."""
-    assert make_batch().segments.sum() == 85
-    return metrics.routing.load * 85 * 2 / 4
+    assert make_batch().documents.sum() == 85
+    return load(metrics) * 85 * 2 / 4
+
+
+def of_layers(metrics, name):
+    """A statistic of all layers."""
+    return stats_of_layers(metrics.routing)[name]
+
+
+def load(metrics):
+    return of_layers(metrics, "load")
+
+
+def max_violation(metrics):
+    return of_layers(metrics, "max_violation")
 
 
 def biases(state):
@@ -54,7 +68,7 @@ def test_the_bias_follows_the_loads_of_each_step_until_it_stops(set_up_once, upd
     history = take(*set_up_once(BIAS | {"moe.bias_update": update, "moe.bias_steps": 3}), steps=5)
     expected = np.zeros((2, 4))
     for number, (state, metrics) in enumerate(history):
-        error = 1 - metrics.routing.load
+        error = 1 - load(metrics)
         if number < 3:
             expected += 0.01 * (np.sign(np.round(error, 4)) if update == "sign" else error)
         np.testing.assert_allclose(biases(state), expected, rtol=1e-4, atol=1e-7)
@@ -76,7 +90,7 @@ def test_micro_batches_move_the_bias_once_by_the_loads_of_all(set_up_once, parts
     np.testing.assert_array_equal(biases(cut), biases(whole))
     assert set(np.round(np.abs(np.unique(biases(whole))), 6)) <= {0.0, np.float32(0.01).round(6)}
     np.testing.assert_array_equal(cut.window, whole.window)
-    np.testing.assert_allclose(cut_metrics.routing.max_violation, whole_metrics.routing.max_violation, rtol=1e-6)
+    np.testing.assert_allclose(max_violation(cut_metrics), max_violation(whole_metrics), rtol=1e-6)
     assert np.all(np.abs(cut_metrics.max_violation_micro_batch - whole_metrics.max_violation_micro_batch) > 1e-3)
 
 
@@ -89,9 +103,9 @@ def test_max_violation_of_micro_batches_is_a_mean_over_them(set_up_once):
     alone = []
     for part in range(2):
         batch = make_batch()
-        batch = batch._replace(segments=np.where(np.arange(8)[:, None] % 2 == part, batch.segments, 0))
+        batch = batch._replace(documents=np.where(np.arange(8)[:, None] % 2 == part, batch.documents, 0))
         _, state = set_up_once(BIAS)
-        alone.append(jax.device_get(step(state, setup.place(batch))[1]).routing.max_violation)
+        alone.append(max_violation(jax.device_get(step(state, setup.place(batch))[1])))
     np.testing.assert_allclose(metrics.max_violation_micro_batch, np.mean(alone, axis=0), rtol=1e-5)
     assert np.all(alone[0] != alone[1])
 
@@ -105,7 +119,7 @@ def test_the_window_holds_the_loads_since_the_last_log(set_up_once):
         np.testing.assert_allclose(np.concatenate(state.window), covered, rtol=1e-5)
         expected = covered.max(-1) / covered.mean(-1) - 1
         np.testing.assert_allclose(metrics.max_violation_window, expected, rtol=1e-5)
-        assert report.scalars(metrics)["moe/max_violation_window"] == pytest.approx(expected.mean(), rel=1e-5)
+        assert curves(metrics)["moe/max_violation_window"] == pytest.approx(expected.mean(), rel=1e-5)
 
 
 def test_global_batch_is_micro_batch_without_accumulation_and_counts_on_with_it(set_up_once):
@@ -117,17 +131,17 @@ def test_global_batch_is_micro_batch_without_accumulation_and_counts_on_with_it(
     np.testing.assert_allclose(mean.loss, counted.loss, rtol=1e-6)
 
     setup, state = set_up_once(BIAS | plain)
-    loss = jax.jit(_make_loss(setup.run, setup.mesh, setup.model), static_argnums=5)
+    loss = jax.jit(_make_loss(setup.task, setup.mesh, setup.model), static_argnums=5)
     before, by_micro_batch, alone = jnp.zeros((2, 4)), [], []
     for part in range(4):
         batch = setup.place(jax.tree.map(lambda rows, part=part: rows[part::4], make_batch()))
         (sums,) = loss(state.params, state.variables, batch, jax.random.key(0), jnp.int32(1), 1, None)[1].sums
         by_micro_batch.append(jnp.sum(balance_loss(sums, before)))
         alone.append(jnp.sum(balance_loss(sums)))
-        before = before + sums.assigned
-    np.testing.assert_allclose(counted.balance_loss, np.mean(by_micro_batch), rtol=1e-5)
-    np.testing.assert_allclose(mean.balance_loss, np.mean(alone), rtol=1e-5)
-    assert abs(mean.balance_loss - counted.balance_loss) > 1e-4
+        before = before + sums["choices"]
+    of_steps = [metrics.auxiliary["balance_loss"] for metrics in (counted, mean)]
+    np.testing.assert_allclose(of_steps, [np.mean(by_micro_batch), np.mean(alone)], rtol=1e-5)
+    assert abs(of_steps[1] - of_steps[0]) > 1e-4
 
 
 def test_a_checkpoint_holds_the_bias_and_the_window(set_up_once, tmp_path):
@@ -138,7 +152,7 @@ def test_a_checkpoint_holds_the_bias_and_the_window(set_up_once, tmp_path):
     with Checkpoints(tmp_path, setup.run.checkpoint) as checkpoints:
         checkpoints.save(state, iter(grain.MapDataset.range(9).to_iter_dataset()))
     with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(setup.abstract)
+        restored = checkpoints.restore(setup.shapes)
     assert np.any(biases(restored) != 0)
     assert np.any(restored.window[0] != 0)
     for number in range(3, 6):
@@ -152,8 +166,8 @@ def test_evaluation_routes_by_the_bias(set_up_once):
     setup, state = set_up_once(BIAS)
     towards = jax.tree.map(lambda bias: bias + jnp.array([0.0, 0, 5, 5]), state.balance_bias)
     variables = state.variables._replace(balance_bias=towards)
-    sums = jax.jit(setup.compile_eval_step())(variables, setup.place(make_batch()))
-    np.testing.assert_array_equal(sums.routing[0].assigned, [[0, 0, 85, 85]] * 2)
+    _, (sums,) = jax.jit(setup.compile_eval_step())(variables, setup.place(make_batch()))
+    np.testing.assert_array_equal(sums["choices"], [[0, 0, 85, 85]] * 2)
 
 
 def test_a_bias_reduces_max_violation(set_up_once):
@@ -169,7 +183,7 @@ def test_a_bias_reduces_max_violation(set_up_once):
         batch, history = setup.place(make_batch()), []
         for _ in range(100):
             state, metrics = step(state, batch)
-            history.append(float(np.mean(metrics.routing.max_violation)))
+            history.append(float(np.mean(max_violation(metrics))))
         return np.mean(history[-20:])
 
     without, balanced = last({"moe.bias_rate": 0.0}), last({})
@@ -185,7 +199,7 @@ def layers_of_their_own(set_up_once):
 
 def test_layers_of_their_own_numbers_of_experts_train(layers_of_their_own):
     setup, history = layers_of_their_own
-    assert [(part.repeats, part.moe.num_experts, part.moe.top_k) for part in moe_segments(setup.run)] == [
+    assert [(part.num_moe_layers, part.moe.num_experts, part.moe.top_k) for part in moe_segments(setup.run)] == [
         (1, 2, 1),
         (2, 4, 2),
     ]
@@ -196,15 +210,18 @@ def test_layers_of_their_own_numbers_of_experts_train(layers_of_their_own):
     assert all(np.any([leaves[part] for leaves in by_layer]) for part in range(2))
 
 
-def test_statistics_of_layers_that_differ_are_padded_with_nan(layers_of_their_own):
+def test_statistics_of_layers_that_differ_are_padded_with_nan_on_the_host(layers_of_their_own):
     _, history = layers_of_their_own
     _, metrics = history[-1]
+    assert [part["load"].shape for part in metrics.routing] == [(1, 2), (2, 4)]
+    assert all(np.all(np.isfinite(array)) for array in jax.tree.leaves(metrics))
     missing = np.array([[False, False, True, True], [False] * 4, [False] * 4])
-    np.testing.assert_array_equal(np.isnan(metrics.routing.load), missing)
-    np.testing.assert_array_equal(np.isnan(metrics.routing.dropped_by_rank), missing[:, 1:3])
-    np.testing.assert_allclose(np.nanmean(metrics.routing.load, axis=-1), 1, rtol=1e-6)
-    assert metrics.routing.max_violation.shape == metrics.max_violation_window.shape == (3,)
-    scalars = report.scalars(metrics)
+    by_rank = of_layers(metrics, "dropped_fraction_rank")
+    np.testing.assert_array_equal(np.isnan(load(metrics)), missing)
+    np.testing.assert_array_equal(np.isnan(by_rank), missing[:, 1:3])
+    np.testing.assert_allclose(np.nanmean(load(metrics), axis=-1), 1, rtol=1e-6)
+    assert max_violation(metrics).shape == metrics.max_violation_window.shape == (3,)
+    scalars = curves(metrics)
     assert all(np.isfinite(value) for value in scalars.values())
-    assert scalars["moe/dropped_rank_1"] == pytest.approx(metrics.routing.dropped_by_rank[1:, 1].mean())
+    assert scalars["moe/dropped_fraction_rank_1"] == pytest.approx(by_rank[1:, 1].mean())
     assert scalars["moe/importance_loss"] > 0 and "moe/load_loss" not in scalars

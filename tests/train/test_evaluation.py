@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import jax
@@ -8,11 +9,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from moe_jax.data import Batch, heldout_batches
-from moe_jax.models.decoder import Text
-from moe_jax.moe.stats import RoutingSums
+from moe_jax.tasks.text import TextSums
 from moe_jax.train.evaluation import evaluate
 from moe_jax.train.state import Variables
-from moe_jax.train.step import EvalSums
 
 NOTHING = Variables(jnp.int32(0), {}, {})
 DENSE = {"moe.num_experts": 0}
@@ -30,50 +29,67 @@ def nats_by_row(setup, params, batch):
 
     def hidden(params, batch):
         decoder = nnx.merge(setup.model.graphdef, params)
-        return decoder.hidden(Text(batch.inputs, batch.segments, jnp.int32(0)), None, train=False)[0]
+        return decoder.hidden(batch.ids, batch.documents, jnp.int32(0), None, train=False)[0]
 
     specs = (setup.model.specs, PartitionSpec())
     over_mesh = jax.jit(jax.shard_map(hidden, mesh=setup.mesh, in_specs=specs, out_specs=PartitionSpec()))
     logits = np.asarray(over_mesh(params, batch), np.float64) @ np.asarray(params["head"], np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     nats = -np.take_along_axis(log_p, batch.targets[..., None], axis=-1)[..., 0]
-    return np.sum(nats * (batch.segments > 0), axis=-1)
+    return np.sum(nats * (batch.documents > 0), axis=-1)
 
 
 def test_equals_the_loss_from_full_logits_by_domain(evaluated):
     setup, variables, evaluation = evaluated
+    corpus, overall, by_domain = setup.data.corpus, evaluation.scores.overall, evaluation.scores.by_domain
     nats, tokens = np.zeros(2), np.zeros(2)
-    for batch in heldout_batches(setup.corpus, setup.run.data.batch_size):
+    for batch in heldout_batches(setup.data.corpus, setup.run.data.batch_size):
         np.add.at(nats, batch.domain, nats_by_row(setup, variables.params, batch))
-        np.add.at(tokens, batch.domain, (batch.segments > 0).sum(axis=-1))
-    assert setup.corpus.domains == ("numbers", "prose")
-    np.testing.assert_allclose(evaluation.loss, nats.sum() / tokens.sum(), rtol=1e-5)
-    by_domain = dict(zip(setup.corpus.domains, nats / tokens, strict=True))
-    assert evaluation.loss_by_domain == pytest.approx(by_domain, rel=1e-5)
+        np.add.at(tokens, batch.domain, (batch.documents > 0).sum(axis=-1))
+    assert corpus.domains == ("numbers", "prose")
+    np.testing.assert_allclose(overall["loss"], nats.sum() / tokens.sum(), rtol=1e-5)
+    assert evaluation.loss == overall["loss"]
+    assert by_domain["loss"] == pytest.approx(dict(zip(corpus.domains, nats / tokens, strict=True)), rel=1e-5)
 
-    text = setup.corpus.counts.heldout_bytes
-    bits = {name: nats[i] / math.log(2) / text[name] for i, name in enumerate(setup.corpus.domains)}
-    assert evaluation.bits_per_byte_by_domain == pytest.approx(bits, rel=1e-5)
-    assert evaluation.bits_per_byte == pytest.approx(nats.sum() / math.log(2) / sum(text.values()), rel=1e-5)
+    text = corpus.counts.heldout_bytes
+    bits = {name: nats[i] / math.log(2) / text[name] for i, name in enumerate(corpus.domains)}
+    assert by_domain["bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    assert overall["bits_per_byte"] == pytest.approx(nats.sum() / math.log(2) / sum(text.values()), rel=1e-5)
 
 
 def test_every_token_counts_once(evaluated):
     setup, _, evaluation = evaluated
     documents = 4  # a fifth of each domain's ten; each ends with a token of its own
-    assert evaluation.tokens == sum(setup.corpus.counts.heldout_bytes.values()) + documents
-    assert evaluation.tokens % (setup.run.data.batch_size * setup.run.data.sequence_length)  # the last batch is padded
+    tokens = evaluation.scores.counted["tokens"]
+    assert tokens == sum(setup.data.corpus.counts.heldout_bytes.values()) + documents
+    assert tokens % (setup.run.data.batch_size * setup.run.data.sequence_length)  # the last batch is padded
 
 
-def test_names_in_the_metrics(evaluated):
+def test_names_in_the_metrics_in_the_results_and_in_eval_json(evaluated):
     _, _, evaluation = evaluated
+    scores, dropped = evaluation.scores, evaluation.dropped_fraction
+    loss, bits = scores.by_domain["loss"], scores.by_domain["bits_per_byte"]
     assert evaluation.as_metrics() == {
         "eval/loss": evaluation.loss,
-        "eval/bits_per_byte": evaluation.bits_per_byte,
-        "eval/dropped": evaluation.dropped_fraction,
-        "eval/loss_numbers": evaluation.loss_by_domain["numbers"],
-        "eval/loss_prose": evaluation.loss_by_domain["prose"],
-        "eval/bits_per_byte_numbers": evaluation.bits_per_byte_by_domain["numbers"],
-        "eval/bits_per_byte_prose": evaluation.bits_per_byte_by_domain["prose"],
+        "eval/bits_per_byte": scores.overall["bits_per_byte"],
+        "eval/dropped_fraction": dropped,
+        "eval/loss_numbers": loss["numbers"],
+        "eval/loss_prose": loss["prose"],
+        "eval/bits_per_byte_numbers": bits["numbers"],
+        "eval/bits_per_byte_prose": bits["prose"],
+    }
+    assert evaluation.as_results() == {
+        "eval_loss": evaluation.loss,
+        "eval_bits_per_byte": scores.overall["bits_per_byte"],
+        "eval_loss_by_domain": loss,
+        "eval_bits_per_byte_by_domain": bits,
+    }
+    assert evaluation.as_dict() == {
+        **scores.overall,
+        "loss_by_domain": loss,
+        "bits_per_byte_by_domain": bits,
+        "tokens": scores.counted["tokens"],
+        "dropped_fraction": dropped,
     }
     assert 0 < evaluation.dropped_fraction < 1  # untrained routing, a capacity of twice the mean
 
@@ -84,10 +100,9 @@ def test_the_batch_size_does_not_matter_to_a_dense_model(set_up_once):
         setup, state = set_up_once(DENSE | {"data.batch_size": size})
         results.append(setup.evaluate(setup.compile_eval_step(), state.variables, batches=0))
     one, other = results
-    assert one.tokens == other.tokens
-    assert one.loss == pytest.approx(other.loss, rel=1e-6)
-    assert one.loss_by_domain == pytest.approx(other.loss_by_domain, rel=1e-6)
-    assert one.bits_per_byte == pytest.approx(other.bits_per_byte, rel=1e-6)
+    assert one.scores.counted == other.scores.counted
+    assert one.scores.overall == pytest.approx(other.scores.overall, rel=1e-6)
+    assert one.scores.by_domain["loss"] == pytest.approx(other.scores.by_domain["loss"], rel=1e-6)
 
 
 def test_the_first_batches_only(evaluated):
@@ -95,47 +110,50 @@ def test_the_first_batches_only(evaluated):
     seen = []
 
     def count(params, batch):
-        seen.append(int((batch.segments > 0).sum()))
+        seen.append(int((batch.documents > 0).sum()))
         return sums([1.0, 1.0], [1.0, 1.0], [1.0, 1.0])
 
     setup.evaluate(count, variables, batches=2)
-    assert len(seen) == 2 and sum(seen) < whole.tokens
+    assert len(seen) == 2 and sum(seen) < whole.scores.counted["tokens"]
 
 
-def sums(nats, tokens, text):
-    return EvalSums(*(np.array(x, np.float32) for x in (nats, tokens, text)), routing=None)
+def sums(nats, tokens, text, routing=()):
+    return TextSums(*(np.array(x, np.float32) for x in (nats, tokens, text))), routing
 
 
-def evaluate_sums(results, domains):
-    """`evaluate` where the evaluation step returns each of `results` in turn."""
+def evaluate_sums(data, results, domains):
+    """`evaluate` where the evaluation step returns each of `results` in turn, and the data has these domains."""
+    data = dataclasses.replace(data, corpus=dataclasses.replace(data.corpus, domains=domains))
     empty = np.zeros((1, 1), np.int32)
     batches = [Batch(empty, empty, empty, np.array([i], np.int32)) for i in range(len(results))]
-    return evaluate(lambda variables, batch: results[batch.domain[0]], NOTHING, batches, domains)
+    return evaluate(lambda variables, batch: results[batch.domain[0]], NOTHING, batches, data)
 
 
-def test_by_hand():
+def test_by_hand(evaluated):
     """A domain with longer tokens has fewer bits a byte at the same loss; one without text is left out."""
     results = [sums([4.0, 0, 6.0], [4, 0, 3], [4, 0, 12]), sums([2.0, 0, 0], [2, 0, 0], [2, 0, 0])]
-    evaluation = evaluate_sums(results, ("a", "b", "c"))
-    bit = math.log(2)
-    assert evaluation.tokens == 9
-    assert evaluation.loss == pytest.approx(12 / 9)
-    assert evaluation.bits_per_byte == pytest.approx(12 / bit / 18)
-    assert evaluation.loss_by_domain == pytest.approx({"a": 6 / 6, "c": 6 / 3})
-    assert evaluation.bits_per_byte_by_domain == pytest.approx({"a": 6 / bit / 6, "c": 6 / bit / 12})
+    evaluation = evaluate_sums(evaluated[0].data, results, ("a", "b", "c"))
+    bit, scores = math.log(2), evaluation.scores
+    assert scores.counted == {"tokens": 9}
+    assert scores.overall == pytest.approx({"loss": 12 / 9, "bits_per_byte": 12 / bit / 18})
+    assert scores.by_domain["loss"] == pytest.approx({"a": 6 / 6, "c": 6 / 3})
+    assert scores.by_domain["bits_per_byte"] == pytest.approx({"a": 6 / bit / 6, "c": 6 / bit / 12})
+    assert scores.summary == "held-out loss 1.3333, 0.9618 bits per byte"
     assert evaluation.dropped_fraction == 0
 
 
-def test_small_batches_do_not_vanish_in_a_large_sum():
+def test_small_batches_do_not_vanish_in_a_large_sum(evaluated):
     """Sums over batches are in float64: 2**24 + 1 is not a float32."""
     results = [sums([2.0**24], [2**24], [2**24]), *[sums([1.0], [1], [1])] * 3]
-    assert evaluate_sums(results, ("a",)).tokens == 2**24 + 3
+    assert evaluate_sums(evaluated[0].data, results, ("a",)).scores.counted == {"tokens": 2**24 + 3}
 
 
-@pytest.mark.parametrize("results", [[], [sums([0.0], [0], [0])]], ids=["no batch", "padding"])
-def test_nothing_to_evaluate_on(results):
-    with pytest.raises(ValueError, match="there is no held-out text to evaluate on: raise data"):
-        evaluate_sums(results, ("a",))
+@pytest.mark.parametrize(
+    ("results", "what"), [([], "data"), ([sums([0.0], [0], [0])], "text")], ids=["none", "padding"]
+)
+def test_nothing_to_evaluate_on(evaluated, results, what):
+    with pytest.raises(ValueError, match=f"there is no held-out {what} to evaluate on: raise data"):
+        evaluate_sums(evaluated[0].data, results, ("a",))
 
 
 def test_evaluation_has_its_own_capacity(set_up_once):
@@ -143,22 +161,22 @@ def test_evaluation_has_its_own_capacity(set_up_once):
     setup, state = set_up_once({"model.num_layers": 2, "moe.capacity_factor": 0.25, "moe.eval_capacity_factor": 4.0})
     evaluation = setup.evaluate(setup.compile_eval_step(), state.variables, batches=1)
     assert evaluation.dropped_fraction == 0
-    batch = setup.place(next(iter(heldout_batches(setup.corpus, setup.run.data.batch_size))))
+    batch = setup.place(next(iter(heldout_batches(setup.data.corpus, setup.run.data.batch_size))))
     _, metrics = setup.compile_train_step()(state, batch)
-    assert metrics.routing.dropped.shape == (2,)
-    assert np.all(np.asarray(metrics.routing.dropped) >= 0.75)
+    (stats,) = metrics.routing
+    assert stats["dropped_fraction"].shape == (2,)
+    assert np.all(np.asarray(stats["dropped_fraction"]) >= 0.75)
 
 
-def test_the_dropped_fraction_is_a_mean_over_layers():
-    def routing(dropped):
-        shapes = {name: () for name in ("tokens", "squared_logsumexp", "entropy", "passed_through")}
-        shapes |= {name: (4,) for name in ("assigned", "probability", "importance")}
-        shapes |= {
-            f"{what}_by_{by[0]}": by[1:] for what in ("wanted", "dropped") for by in (("rank", 1), ("position", 8))
-        }
-        shapes |= {"probability_histogram": (20,)}
-        zeros = RoutingSums(**{name: jnp.zeros((2, *shape)) for name, shape in shapes.items()}, smooth_load=None)
-        return (zeros._replace(wanted_by_rank=jnp.full((2, 1), 8.0), dropped_by_rank=jnp.array(dropped)[:, None]),)
+def test_the_dropped_fraction_is_a_mean_over_layers(evaluated):
+    """Of two layers alike in one segment, and of a third of two choices a token in another."""
 
-    results = [sums([1.0], [1], [1])._replace(routing=routing(dropped)) for dropped in ([8.0, 1.0], [4.0, 1.0])]
-    assert evaluate_sums(results, ("a",)).dropped_fraction == pytest.approx((12 / 16 + 2 / 16) / 2)
+    def routing(first, second):
+        two = {"wanted_by_rank": np.full((2, 1), 8.0), "dropped_by_rank": np.array(first)[:, None]}
+        one = {"wanted_by_rank": np.full((1, 2), 4.0), "dropped_by_rank": np.array([second])}
+        return two, one
+
+    parts = [routing([8.0, 1.0], [0.0, 4.0]), routing([4.0, 1.0], [0.0, 2.0])]
+    results = [sums([1.0], [1], [1], part) for part in parts]
+    evaluation = evaluate_sums(evaluated[0].data, results, ("a",))
+    assert evaluation.dropped_fraction == pytest.approx((12 / 16 + 2 / 16 + 6 / 16) / 3)

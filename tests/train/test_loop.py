@@ -2,6 +2,8 @@ import gzip
 import json
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import api_pb2
@@ -68,8 +70,16 @@ def test_lines_of_metrics(trained):
     assert all(math.isfinite(value) for line in lines for value in line.values())
     names = {name for line in lines for name in line}
     assert names >= {"train/grad_norm", "train/learning_rate", "train/tokens_per_second", "train/step_seconds"}
-    assert names >= {"moe/balance_loss", "moe/z_loss", "moe/dropped", "moe/max_violation", "moe/router_entropy"}
-    assert names >= {"moe/dropped_layer_0", "moe/dropped_rank_0", "moe/dropped_position_7", "eval/bits_per_byte_prose"}
+    assert names >= {
+        "moe/balance_loss",
+        "moe/z_loss",
+        "moe/dropped_fraction",
+        "moe/max_violation",
+        "moe/router_entropy",
+    }
+    assert names >= {"moe/dropped_fraction_layer_0", "moe/dropped_fraction_rank_0", "moe/dropped_fraction_position_7"}
+    assert names >= {"moe/experts_per_token", "eval/bits_per_byte_prose", "eval/dropped_fraction"}
+    assert not [name for name in names if name.startswith("moe/load/")]  # only where log.expert_loads asks for them
     assert lines[-1]["eval/loss"] < lines[1]["eval/loss"]
 
 
@@ -94,7 +104,7 @@ def test_summary(trained):
     }
     assert summary["steps"] == 6
     assert summary["train_loss"] == lines[-2]["train/loss"]
-    assert summary["dropped_fraction"] == lines[-2]["moe/dropped"]
+    assert summary["dropped_fraction"] == lines[-2]["moe/dropped_fraction"]
     assert summary["max_violation"] == lines[-2]["moe/max_violation_window"]
     assert summary["eval_loss"] == lines[-1]["eval/loss"]
     assert summary["eval_bits_per_byte"] == lines[-1]["eval/bits_per_byte"]
@@ -139,6 +149,28 @@ def test_a_profile_is_traced(trained):
     _, directory = trained
     (trace,) = traces(directory)
     assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+
+
+def test_layers_of_their_own_numbers_of_experts_run_under_debug_nans_and_write_their_loads(make_run, tmp_path):
+    """What a layer does not have and others have is nowhere a NaN on the device."""
+    fields = {
+        "model.num_layers": 2, "moe.num_experts_by_layer": (2, 4), "log.expert_loads": True, "train.steps": 1,
+        "eval.batches": 1,
+    }  # fmt: skip
+    with jax.debug_nans(True):
+        with pytest.raises(FloatingPointError):
+            jnp.log(-jnp.ones(()))
+        assert train(make_run(fields), tmp_path) == 0
+    scalars, loads, evaluation = read_lines(tmp_path)
+    assert "train/loss" in scalars and "eval/loss" in evaluation
+    assert list(loads) == ["step", "moe/load/layer_00", "moe/load/layer_01"]
+    for layer, experts in enumerate((2, 4)):
+        load = loads[f"moe/load/layer_{layer:02}"]
+        assert len(load) == experts
+        assert sum(load) / experts == pytest.approx(1, rel=1e-6)
+        assert max(load) - 1 == pytest.approx(scalars[f"moe/max_violation_layer_{layer}"], rel=1e-5)
+    reader = events(tmp_path / "tensorboard")
+    assert reader.SummaryMetadata("moe/load/layer_01").plugin_data.plugin_name == "histograms"
 
 
 def test_a_profile_that_the_run_ends_in_is_traced_too(trained_dense):

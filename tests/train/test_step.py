@@ -9,11 +9,11 @@ import pytest
 
 from moe_jax.data import Batch
 from moe_jax.journal.metrics import MetricsWriter
-from moe_jax.moe.balance import AuxiliaryLosses, balance_loss, importance_loss, z_loss
+from moe_jax.moe.losses import balance_loss, importance_loss, z_loss
 from moe_jax.optim.optimizer import learning_rate
-from moe_jax.train import report
+from moe_jax.train.shown import curves, write_pictures
 from moe_jax.train.state import Variables
-from moe_jax.train.step import Losses, _accumulate, _make_loss
+from moe_jax.train.step import Losses, _make_loss, _over_micro_batches
 
 DENSE = {"moe.num_experts": 0}
 NO_DROPS = {"moe.capacity_factor": 4.0, "moe.balance_loss": 0.0}
@@ -24,8 +24,8 @@ VALID = [16, 3, 0, 10, 16, 1, 7, 16]  # leading positions of each sequence that 
 def make_batch(valid=VALID):
     """Random bytes; sequence i has `valid[i]` tokens and padding behind."""
     tokens = np.random.RandomState(0).randint(32, 127, (len(valid), 17)).astype(np.int32)
-    segments = (np.arange(16) < np.array(valid)[:, None]).astype(np.int32)
-    return Batch(tokens[:, :-1], tokens[:, 1:], segments, np.zeros(len(valid), np.int32))
+    documents = (np.arange(16) < np.array(valid)[:, None]).astype(np.int32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], documents, np.zeros(len(valid), np.int32))
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def test_accumulation_is_one_large_batch(step_of, whole):
 def test_accumulation_of_an_moe_on_a_mesh(step_of, whole_moe):
     fields = NO_DROPS | {"train.accumulate": 2, "mesh.data": 2, "mesh.expert": 2}
     metrics, gradients, _ = take_step(step_of, fields, devices=4)
-    assert whole_moe[0].routing.dropped.tolist() == [0.0]
-    by_micro_batch = {"balance_loss": 0, "z_loss": 0, "max_violation_micro_batch": 0}
+    assert whole_moe[0].routing[0]["dropped_fraction"].tolist() == [0.0]
+    by_micro_batch = {"auxiliary": {}, "max_violation_micro_batch": 0}
     assert_close(metrics._replace(**by_micro_batch), whole_moe[0]._replace(**by_micro_batch))
     assert_close(gradients, whole_moe[1])
 
@@ -83,7 +83,7 @@ def test_accumulation_of_an_moe_on_a_mesh(step_of, whole_moe):
 def test_padding_counts_for_nothing(step_of, whole):
     """Only valid targets make up the loss: other tokens in the padding change neither it nor any gradient."""
     batch = make_batch()
-    other = np.where(batch.segments > 0, 0, 7)
+    other = np.where(batch.documents > 0, 0, 7)
     metrics, gradients, _ = take_step(step_of, DENSE, batch=batch._replace(targets=batch.targets + other))
     assert_close((metrics.loss, gradients), (whole[0].loss, whole[1]), rtol=0, atol=0)
 
@@ -92,7 +92,7 @@ def test_loss_is_a_mean_over_tokens_not_sequences(step_of, whole):
     """Two parts of the batch, weighted by their tokens, make up the whole."""
     parts = [make_batch([length if i % 2 == part else 0 for i, length in enumerate(VALID)]) for part in (0, 1)]
     losses = [take_step(step_of, DENSE, batch=part)[0].loss for part in parts]
-    tokens = [int((part.segments > 0).sum()) for part in parts]
+    tokens = [int((part.documents > 0).sum()) for part in parts]
     assert tokens == [39, 30]
     np.testing.assert_allclose(np.dot(losses, tokens) / sum(tokens), whole[0].loss, rtol=1e-6)
     assert abs(losses[0] - losses[1]) > 1e-3  # else the weights would not matter
@@ -143,11 +143,11 @@ def test_nan_is_seen(step_of, tmp_path):
     setup, state, step = step_of(NO_DROPS)
     broken = jax.tree.map(lambda weight: weight * jnp.nan, state.params)
     _, metrics = step(state._replace(params=broken), setup.place(make_batch()))
-    scalars = report.scalars(jax.device_get(metrics))
+    scalars = curves(jax.device_get(metrics))
     assert math.isnan(scalars["train/loss"]) and math.isnan(scalars["train/grad_norm"])
     with MetricsWriter(tmp_path) as writer:
         writer.scalars(1, scalars)
-        report.write_pictures(writer, 1, jax.device_get(metrics))
+        write_pictures(writer, 1, jax.device_get(metrics))
     line = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert line["train/loss"] is None and line["train/grad_norm"] is None
 
@@ -157,15 +157,15 @@ def test_the_loss_weighs_each_auxiliary_loss_by_its_own_coefficient(set_up_once)
     weights = {"moe.balance_loss": 0.3, "moe.z_loss": 0.07, "moe.importance_loss": 0.2}
     setup, state = set_up_once({"model.num_layers": 2, **weights})
     batch, micro_batches = setup.place(make_batch()), 2
-    tokens = jnp.sum(batch.segments > 0)
-    loss = _make_loss(setup.run, setup.mesh, setup.model)
+    tokens = jnp.sum(batch.documents > 0)
+    loss = _make_loss(setup.task, setup.mesh, setup.model)
 
     @jax.jit
     def parts_and_gradients(params):
         def parts(params):
             total, losses = loss(params, state.variables, batch, jax.random.key(0), tokens, micro_batches, None)
-            auxiliary = losses.auxiliary
-            return (total, losses.cross_entropy, auxiliary.balance, auxiliary.z, auxiliary.importance), losses.sums
+            auxiliary = [losses.auxiliary[name] for name in ("balance_loss", "z_loss", "importance_loss")]
+            return (total, losses.task, *auxiliary), losses.sums
 
         values, pull, sums = jax.vjp(parts, params, has_aux=True)
         basis = [tuple(jnp.float32(i == j) for j in range(5)) for i in range(5)]
@@ -191,8 +191,8 @@ def test_accumulation_takes_the_mean_of_the_auxiliary_losses(step_of):
     pairs = jax.tree.map(lambda rows: np.repeat(rows, 2, axis=0), batch)
     one, one_gradients, _ = take_step(step_of, fields | {"data.batch_size": 4}, batch=batch)
     two, two_gradients, _ = take_step(step_of, fields | {"train.accumulate": 2}, batch=pairs)
-    assert one.balance_loss > 0 and one.z_loss > 0
-    assert_close([two.loss, two.balance_loss, two.z_loss], [one.loss, one.balance_loss, one.z_loss])
+    assert one.auxiliary.keys() == {"balance_loss", "z_loss"} and min(one.auxiliary.values()) > 0
+    assert_close((two.loss, two.auxiliary), (one.loss, one.auxiliary))
     assert_close(two_gradients, one_gradients)
 
 
@@ -202,11 +202,11 @@ def test_every_micro_batch_has_noise_of_its_own():
 
     def draw(params, variables, part, key, tokens, micro_batches, before):
         place = jax.nn.one_hot(part.domain[0], micro_batches)
-        losses = Losses(jnp.zeros(()), AuxiliaryLosses(jnp.zeros(()), jnp.zeros(()), None, None), None, ())
+        losses = Losses(jnp.zeros(()), {"z_loss": jnp.zeros(())}, None, ())
         return (jnp.zeros(()), losses), place * jax.random.uniform(key)
 
-    draws, _ = _accumulate(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jax.random.key(0))
-    again, _ = _accumulate(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jax.random.key(0))
+    draws, _ = _over_micro_batches(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jnp.int32(1), jax.random.key(0))
+    again, _ = _over_micro_batches(draw, 3, Variables(jnp.int32(0), {}, {}), batch, jnp.int32(1), jax.random.key(0))
     assert np.all(draws > 0) and len(np.unique(draws)) == 3
     np.testing.assert_array_equal(draws, again)
 
@@ -219,7 +219,7 @@ def step_at(step_of, fields, number):
 
 
 def test_every_step_has_noise_of_its_own_and_it_is_always_the_same(step_of):
-    first, again, second = (step_at(step_of, NOISY, number).z_loss for number in (0, 0, 1))
+    first, again, second = (step_at(step_of, NOISY, number).auxiliary["z_loss"] for number in (0, 0, 1))
     assert first == again
     assert abs(second - first) > 1e-5
 
@@ -234,9 +234,9 @@ def test_the_temperature_is_that_of_the_step_in_training_and_in_evaluation(step_
         scale = lambda path, weight: weight * (factor if "'router'" in jax.tree_util.keystr(path) else 1)
         params = jax.tree.map_with_path(scale, state.params)
         state = state._replace(step=jax.device_put(jnp.int32(number), state.step.sharding), params=params)
-        nats = evaluate(state.variables, batch).nats
+        nats = evaluate(state.variables, batch)[0].nats
         metrics = step(state, batch)[1]
-        return jax.device_get([metrics.loss, metrics.z_loss, nats[0]])
+        return jax.device_get([metrics.loss, metrics.auxiliary["z_loss"], nats[0]])
 
     last = losses(5, 1)
     np.testing.assert_array_equal(last, losses(0, 4))

@@ -28,7 +28,7 @@ class GShard(Router):
     options: ClassVar[frozenset[str]] = Router.options | BIAS_OPTIONS | {"second_expert", "second_threshold"}
 
     @classmethod
-    def check(cls, moe, top_k, num_experts):
+    def check(cls, moe, name_of):
         """See `Router.check`."""
         default = MoEConfig.second_threshold
         if moe.second_threshold != default and moe.second_expert != "threshold":

@@ -39,12 +39,13 @@ class NoisyTopK(Router):
         self.noise = param(rngs, (d_model, columns(moe)), ("embed", None), nnx.initializers.zeros, dtype)
 
     @classmethod
-    def check(cls, moe, top_k, num_experts):
+    def check(cls, moe, name_of):
         """See `Router.check`."""
         if moe.top_k >= moe.num_experts:
+            top_k, num_experts = name_of["top_k"], name_of["num_experts"]
             raise ConfigError(
-                f"{top_k}={moe.top_k} with moe.router='noisy_top_k' and {num_experts}={moe.num_experts}: its load "
-                f"needs an expert that is not chosen, raise {num_experts} or lower {top_k}"
+                f"{top_k}={moe.top_k} with {name_of['router']}='noisy_top_k' and {num_experts}={moe.num_experts}: its "
+                f"load needs an expert that is not chosen, raise {num_experts} or lower {top_k}"
             )
 
     @classmethod

@@ -54,13 +54,14 @@ class Soft(Router):
         self.scale = param(rngs, (), (), nnx.initializers.ones, dtype)
 
     @classmethod
-    def check(cls, moe, top_k, num_experts):
+    def check(cls, moe, name_of):
         """See `Router.check`. Slots are trained weights: evaluation has no others."""
         trained, evaluated = num_slots(moe), num_slots(moe, train=False)
         if evaluated != trained:
             raise ConfigError(
-                f"moe.eval_capacity_factor={moe.eval_capacity_factor} gives {evaluated} slots with moe.router='soft', "
-                f"whose {trained} slots are trained: give training, evaluation and every layer one capacity factor"
+                f"moe.eval_capacity_factor={moe.eval_capacity_factor} gives {evaluated} slots with "
+                f"{name_of['router']}='soft', whose {trained} slots are trained: give training, evaluation and every "
+                "layer one capacity factor"
             )
 
     @classmethod
