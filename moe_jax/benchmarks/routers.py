@@ -121,6 +121,7 @@ def resized(moe: MoEConfig, experts: int, top_k: int, sizes: Sizes) -> MoEConfig
     fields = dataclasses.asdict(moe) | {
         "num_experts": experts,
         "top_k": top_k,
+        "target_experts": moe.target_experts * top_k / moe.top_k,
         "d_ff": sizes.d_ff,
         "activation": "relu",
         "fine_grained": 1,

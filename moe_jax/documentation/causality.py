@@ -58,6 +58,7 @@ class Case(NamedTuple):
             "capacity_factor": capacity_factor,
             "eval_capacity_factor": capacity_factor,
             "jitter": 0.1 if "jitter" in router.options else 0.0,
+            "top_p": 1.0 if "top_p" in router.options else MoEConfig.top_p,  # every token takes K experts
             **router.fixed_fields,
         }
         return MoEConfig(**{**fields, **self._asdict()})

@@ -148,7 +148,8 @@ def _fields(router: type[Router]) -> list[str]:
 
 def _config_files(name: str) -> list[str]:
     """Files of configs/routers/ with this router."""
-    return [f"{file}.py" for file, moe in router_configs().items() if moe.router == name]
+    named = lambda moe: (moe.router, *moe.router_by_layer)
+    return [f"{file}.py" for file, moe in router_configs().items() if name in named(moe)]
 
 
 def _meanings() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What section `moe` of a run has to satisfy."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from moe_jax.config.layers import BY_LAYER, moe_by_layer, num_moe_layers
 from moe_jax.config.rules import ConfigError, below_one, between, each, not_negative, one_of, positive
@@ -42,7 +42,7 @@ def _fields(run: RunConfig) -> None:
     each(
         run,
         "moe.top_k moe.every moe.d_ff moe.group_size moe.exchange_chunks moe.expert_groups moe.sinkhorn_iterations "
-        "moe.capacity_factor moe.eval_capacity_factor moe.routed_scaling moe.temperature",
+        "moe.capacity_factor moe.eval_capacity_factor moe.routed_scaling moe.temperature moe.top_p",
         positive,
     )
     each(
@@ -80,9 +80,10 @@ def _layers(run: RunConfig) -> None:
         return
     _has_moe_layers(run)
     _lists_by_layer(run)
+    routers = {one.router for one in moe_by_layer(run)}
     for layer, one in enumerate(moe_by_layer(run)):
         name_of = {field: by_layer_name(run, field, layer) for field in BY_LAYER}
-        _moe_layer(one, name_of)
+        _moe_layer(one, name_of, routers)
     if moe.shared_d_ff and not moe.num_shared_experts:
         raise ConfigError(
             f"moe.shared_d_ff={moe.shared_d_ff} with moe.num_shared_experts=0, so nothing has that size: set "
@@ -138,8 +139,8 @@ def by_layer_name(run: RunConfig, field: str, layer: int) -> str:
     return f"moe.{field}_by_layer[{layer}]" if getattr(run.moe, f"{field}_by_layer") else f"moe.{field}"
 
 
-def _moe_layer(moe: MoEConfig, name_of: dict[str, str]) -> None:
-    """Checks the settings of one layer; `name_of` names the fields that it has its values from."""
+def _moe_layer(moe: MoEConfig, name_of: dict[str, str], routers: Collection[str]) -> None:
+    """Checks the settings of one layer, with the arguments of `check_router`."""
     _top_k(moe, name_of)
     for name, train in ((name_of["capacity_factor"], True), ("moe.eval_capacity_factor", False)):
         slots = dispatcher_of(moe).capacity(train)
@@ -152,7 +153,7 @@ def _moe_layer(moe: MoEConfig, name_of: dict[str, str]) -> None:
             f"moe.normalize_gates=True with {name_of['top_k']}=1 makes every gate the constant 1 and leaves the router "
             "without a gradient: set it to False"
         )
-    check_router(moe, name_of)
+    check_router(moe, name_of, routers)
 
 
 def _top_k(moe: MoEConfig, name_of: dict[str, str]) -> None:

@@ -168,15 +168,17 @@ def active_losses(moe: MoEConfig) -> dict[str, Loss]:
 def auxiliary_losses(
     moe: MoEConfig, parts: Sequence[Sums], before: Sequence[Float[Array, "_M _A"]] | None = None
 ) -> AuxiliaryLosses:
-    """The losses of all layers, whose sums come in parts of equal layers; zeros without any.
+    """The losses of all layers, whose sums come in parts of equal layers; zeros without any. A layer whose router has
+    nothing to add up for a loss does without it.
 
     `before` has the choices of each expert in the step's earlier micro-batches, for moe.balance_scope="global_batch".
     """
     counted: Sequence[Before] = [None] * len(parts) if before is None else before
 
     def over_layers(loss: Loss) -> Float[Array, ""]:
-        by_part = [jnp.sum(loss.of(part, moe, earlier)) for part, earlier in zip(parts, counted, strict=True)]
-        return sum(by_part, start=jnp.zeros(()))
+        needed = {function.__name__ for function in loss.sums(moe)}
+        able = [(part, earlier) for part, earlier in zip(parts, counted, strict=True) if needed <= part.keys()]
+        return sum((jnp.sum(loss.of(part, moe, earlier)) for part, earlier in able), start=jnp.zeros(()))
 
     return {name: over_layers(loss) for name, loss in active_losses(moe).items()}
 

@@ -48,4 +48,5 @@ def num_sums(moe: MoEConfig) -> int:
 def _functions(moe: MoEConfig) -> list[SumOf]:
     functions = [function for measure in MEASURES.values() for function in measure.sums]
     functions += [function for loss in active_losses(moe).values() for function in loss.sums(moe)]
-    return functions + ([BIAS_UPDATES[moe.bias_update].evidence] if moe.bias_rate else [])
+    biased = moe.bias_rate > 0 and "bias_rate" in ROUTERS[moe.router].options
+    return functions + ([BIAS_UPDATES[moe.bias_update].evidence] if biased else [])

@@ -62,7 +62,8 @@ class Router(nnx.Module):
         size = columns(moe)
         self.weight = param(rngs, (d_model, size), ("embed", None), init, dtype)
         self.bias = param(rngs, (size,), (None,), nnx.initializers.zeros, dtype) if moe.router_bias else None
-        self.balance_bias = BalanceBias(jnp.zeros((size,), dtype)) if moe.bias_rate > 0 else None
+        biased = moe.bias_rate > 0 and "bias_rate" in self.options
+        self.balance_bias = BalanceBias(jnp.zeros((size,), dtype)) if biased else None
 
     @classmethod
     def check(cls, moe: MoEConfig, name_of: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """What a router can use of `moe`: a field without effect is refused, not ignored."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from moe_jax.config.rules import ConfigError, divides
 from moe_jax.config.schema import MoEConfig
@@ -9,10 +9,13 @@ from moe_jax.moe.routers import ROUTERS
 COLDEST = 1e-6  # router temperature
 
 
-def check_router(moe: MoEConfig, name_of: Mapping[str, str]) -> None:
+def check_router(moe: MoEConfig, name_of: Mapping[str, str], routers: Collection[str]) -> None:
     """Raises ConfigError on the first field that `moe.router` cannot use, or not so, in a layer of these settings.
 
-    `name_of` names the fields that the layer has its values from: {"top_k": "moe.top_k_by_layer[2]", ...}.
+    Args:
+      moe: the settings of one layer.
+      name_of: the fields that the layer has its values from: {"top_k": "moe.top_k_by_layer[2]", ...}.
+      routers: those of all layers. An option that one of them uses may be set.
     """
     router, top_k, named = ROUTERS[moe.router], name_of["top_k"], f"{name_of['router']}={moe.router!r}"
     if moe.dispatcher not in ("auto", *router.dispatchers):
@@ -29,19 +32,20 @@ def check_router(moe: MoEConfig, name_of: Mapping[str, str]) -> None:
         raise ConfigError(
             f"{top_k}={moe.top_k} with {named}, which needs more choices: set {top_k}={router.least_top_k} or more"
         )
-    _only_its_options(moe, named)
+    _only_options(moe, named, routers)
     _temperature(moe)
     _penalty(moe)
     _expert_groups(moe, top_k, name_of["num_experts"])
     router.check(moe, name_of)
 
 
-def _only_its_options(moe: MoEConfig, named: str) -> None:
+def _only_options(moe: MoEConfig, named: str, routers: Collection[str]) -> None:
     """`named` is the layer's router as a user gave it: "moe.router='switch'"."""
     defaults = MoEConfig()
+    used = frozenset().union(*(ROUTERS[router].options for router in routers))
     for name in sorted(frozenset().union(*(router.options for router in ROUTERS.values()))):
         value, default = getattr(moe, name), getattr(defaults, name)
-        if value != default and name not in ROUTERS[moe.router].options:
+        if value != default and name not in used:
             able = ", ".join(known for known, router in ROUTERS.items() if name in router.options)
             raise ConfigError(
                 f"moe.{name}={value!r} has no effect with {named}: leave it at {default!r}, or use one of {able}"

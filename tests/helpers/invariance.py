@@ -56,6 +56,22 @@ OTHER_ROUTINGS = {  # in `make test` on one mesh; those of TWO_DISPATCHERS with 
         "moe.router": "top_k", "moe.top_k": 4, "moe.null_experts": 2, "moe.router_bias": True,
         "moe.temperature": 2.0, "moe.final_temperature": 0.5,
     },
+    "top_p": {"moe.router": "top_p", "moe.top_k": 4, "moe.top_p": 0.5, "moe.entropy_loss": 0.01},
+    "llama4": {"moe.router": "llama4", "moe.top_k": 2},
+    "gemma4": {
+        "moe.router": "gemma4", "moe.top_k": 4, "moe.normalize_gates": True, "moe.penalty": "simbal",
+        "moe.penalty_loss": 0.01,
+    },
+    "longcat": {
+        "moe.router": "longcat", "moe.top_k": 4, "moe.null_experts": 4, "moe.bias_rate": 0.1,
+        "moe.bias_update": "longcat", "moe.target_experts": 3.0,
+    },
+    "deepseek_v4": {
+        "moe.router": "sqrt_softplus", "moe.router_by_layer": ("hashed_sqrt_softplus", "sqrt_softplus"),
+        "moe.top_k": 4, "moe.normalize_gates": True, "moe.routed_scaling": 1.5, "moe.bias_rate": 0.001,
+        "moe.balance_scope": "sequence",
+    },
+    "quantile": {"moe.router": "sigmoid", "moe.top_k": 4, "moe.bias_rate": 1.0, "moe.bias_update": "quantile"},
     "noisy_top_k": {"moe.router": "noisy_top_k", "moe.top_k": 4, "moe.load_loss": 0.01},
     "sinkhorn": {"moe.router": "sinkhorn", "moe.top_k": 4},
     "hash": {"moe.router": "hash", "moe.top_k": 4, "moe.balance_loss": 0.0, "moe.jitter": 0.0, "moe.z_loss": 0.0},

@@ -15,6 +15,9 @@ class Expected(NamedTuple):
     probabilities: np.ndarray  # [G, T, N]
     smooth_load: np.ndarray  # [G, T, N]; zeros but for noisy_top_k
     logits: np.ndarray  # [G, T, N], without noise
+    input_gate: np.ndarray  # [G, T, K]; ones but for llama4
+    identity_gate: np.ndarray  # [G, T, 1]; zeros but for longcat
+    kept: np.ndarray  # [G, T, K]; all but for top_p
 
 
 def best(scores, k):
@@ -32,18 +35,38 @@ def within_groups(scores, moe: MoEConfig):
     return [scores[e] if e in allowed else -np.inf for e in range(len(scores))]
 
 
-PLAIN = ("switch", "gshard", "top_k", "sigmoid", "sinkhorn")  # sinkhorn in evaluation
+SCORES = {  # of the routers that choose by score; softmax for the others in PLAIN
+    "sigmoid": lambda logits: 1 / (1 + np.exp(-logits)),
+    "llama4": lambda logits: 1 / (1 + np.exp(-logits)),
+    "sqrt_softplus": lambda logits: np.sqrt(np.log1p(np.exp(logits))),
+}
+PLAIN = (*SCORES, "switch", "gshard", "top_k", "top_p", "gemma4", "longcat", "sinkhorn")  # sinkhorn in evaluation
 
 
 def plain_top_k(logits, bias, moe: MoEConfig):
-    """One token of the routers in PLAIN: DeepSeek-V3's equations 12 to 16, with softmax for the others."""
-    scores = 1 / (1 + np.exp(-logits)) if moe.router == "sigmoid" else softmax(logits)
+    """One token of the routers in PLAIN: DeepSeek-V3's equations 12 to 16, with other scores for the others."""
+    scores = SCORES.get(moe.router, softmax)(logits)
     ranked = scores + bias
     chosen = best(within_groups(ranked, moe) if moe.expert_groups > 1 else ranked, moe.top_k)
     gate = scores[chosen]
     if moe.normalize_gates or moe.router == "gshard":
         gate = gate / gate.sum()
     return chosen, gate * moe.routed_scaling, scores / scores.sum()
+
+
+def gates_of(moe: MoEConfig, chosen, gate, scale):
+    """(gate, input gate, gate of the token itself, kept) of one token whose chosen experts have the scores `gate`."""
+    ones, chosen = np.ones(len(gate)), np.array(chosen)
+    if moe.router == "llama4":  # what an expert reads is weighed, and not what it writes
+        return ones, gate, [0.0], ones
+    if moe.router == "gemma4":
+        return gate * scale[chosen], ones, [0.0], ones
+    if moe.router == "longcat":  # a null expert returns the token
+        return gate, ones, [gate[chosen >= moe.num_experts].sum()], ones
+    if moe.router == "top_p":  # the fewest that reach p
+        enough = next((k for k in range(1, len(gate)) if gate[:k].sum() >= moe.top_p), len(gate))
+        return gate, ones, [0.0], np.arange(len(gate)) < enough
+    return gate, ones, [0.0], ones
 
 
 def kth_excluding(values, k, i):
@@ -73,7 +96,7 @@ def sinkhorn(logits, valid, iterations):
 
 
 def route(moe: MoEConfig, weights, x, valid, noise, step, train) -> Expected:
-    """`weights`: weight [D, N] and, where the router has them, bias [N], noise [D, N], balance_bias [N]."""
+    """`weights`: weight [D, N] and, where the router has them, bias, balance_bias and scale [N], and noise [D, N]."""
     zeros = np.zeros(weights["weight"].shape[1])
     last = moe.final_temperature or moe.temperature
     done = min(step / (moe.temperature_steps - 1), 1) if moe.temperature_steps else 0
@@ -91,6 +114,9 @@ def route(moe: MoEConfig, weights, x, valid, noise, step, train) -> Expected:
             if moe.router == "sinkhorn" and train:
                 chosen = best(assignment[t], moe.top_k)
                 row = (chosen, softmax(logits[t])[chosen], *row[2:])
-            rows.append((*row, logits[t]))
+            chosen, gate, probabilities, load = row
+            gate, input_gate, identity_gate, kept = gates_of(moe, chosen, gate, weights.get("scale"))
+            identity_gate = np.array(identity_gate) * group_valid[t]
+            rows.append((chosen, gate, probabilities, load, logits[t], input_gate, identity_gate, kept))
     shaped = [np.array(column).reshape(*x.shape[:2], -1) for column in zip(*rows, strict=True)]
     return Expected(*shaped)

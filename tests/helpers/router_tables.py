@@ -32,6 +32,12 @@ LOOPS = {  # moe, train
     "sigmoid, null experts": (config("sigmoid", 3, null_experts=2), True),
     "DeepSeek-V3": (config("sigmoid", 3, **DEEPSEEK_V3), True),
     "DeepSeek-V3, best of a group": (config("sigmoid", 3, **{**DEEPSEEK_V3, "group_score": "max"}), True),
+    "top-p": (config("top_p", 4, top_p=0.5), True),
+    "Llama 4": (config("llama4", 1), True),
+    "Llama 4, two": (config("llama4", 2), True),
+    "Gemma 4": (config("gemma4", 3, normalize_gates=True), True),
+    "LongCat": (config("longcat", 3, null_experts=4, bias_rate=0.1), True),
+    "DeepSeek-V4": (config("sqrt_softplus", 3, normalize_gates=True, routed_scaling=1.5, bias_rate=0.001), True),
     "noise": (config("noisy_top_k", 2), True),
     "noise, all but one": (config("noisy_top_k", E - 1), True),
     "noise, evaluation": (config("noisy_top_k", 3), False),
@@ -44,6 +50,7 @@ LEARNED = [  # router, K, fields
     ("switch", 1, {}), ("gshard", 2, {}), ("top_k", 3, {"normalize_gates": True, "null_experts": 1}),
     ("top_k", 2, {"expert_groups": 2, "top_groups": 1, "bias_rate": 0.1}), ("sigmoid", 1, {}),
     ("sigmoid", 2, {"normalize_gates": True}), ("noisy_top_k", 2, {}), ("sinkhorn", 2, {}),
+    ("top_p", 2, {"top_p": 0.95}), ("gemma4", 2, {}), ("longcat", 2, {"null_experts": 2}), ("sqrt_softplus", 2, {"normalize_gates": True}),
 ]  # fmt: skip
 UNLEARNED = [("hash", 2, {}), ("random", 2, {})]
 
@@ -53,8 +60,14 @@ OTHER_LOOPS = {
     "random": "test_router_edges.py",
     "expert_choice": "test_expert_choice.py",
     "soft": "test_soft.py",
+    "hashed_sqrt_softplus": "test_newer_routings.py",
 }
-NO_EDGES = {"expert_choice": "test_expert_choice.py", "soft": "test_soft.py"}
+NO_EDGES = {
+    "expert_choice": "test_expert_choice.py",
+    "soft": "test_soft.py",
+    "llama4": "test_newer_routings.py",
+    "hashed_sqrt_softplus": "test_newer_routings.py",
+}
 OTHER_OPTIONS = {
     "jitter": "test_router.py",
     "router_dtype": "test_router_edges.py",
@@ -64,6 +77,8 @@ OTHER_OPTIONS = {
     "bias_steps": "test_balance_bias.py",
     "z_loss": "test_balance.py",
     "load_loss": "test_balance_scopes.py",
+    "entropy_loss": "test_newer_routings.py",
+    "target_experts": "test_newer_routings.py",
     "penalty": "test_registries.py",
     "penalty_loss": "test_registries.py",
 }

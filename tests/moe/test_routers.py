@@ -68,22 +68,27 @@ def test_equals_loops_over_tokens_and_experts(moe, train):
     keys, noise = noise_of(moe, train)
     expected = router_oracle.route(moe, weights, x, valid, noise, STEP, train)
     rng = np.random.default_rng(2)
-    factors = [rng.normal(size=part.shape) for part in expected[1:]]  # of gates, probabilities, smooth loads and logits
+    factors = [rng.normal(size=part.shape) for part in expected[1:-1]]  # of all that has a gradient
     context = Context(jnp.zeros((G, T), jnp.int32), jnp.asarray(valid), keys, jnp.int32(STEP), train)
 
     def weighed(weights, x):
         routing = nnx.merge(graphdef, weights)(x, context)
-        parts = routing.gate, routing.probabilities, routing.smooth_load, routing.logits
+        passed = None if routing.identity_gate is None else routing.identity_gate[..., None]
+        parts = routing.gate, routing.probabilities, routing.smooth_load, routing.logits, routing.input_gate, passed
         return sum(jnp.sum(a * f) for a, f in zip(parts, factors, strict=True) if a is not None), routing
 
     gradients = jax.jit(jax.grad(on_one_device(weighed), argnums=(0, 1), has_aux=True))
     (d_weights, dx), routing = gradients(weights, x)
     close = lambda actual, wanted: np.testing.assert_allclose(actual, wanted, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(routing.expert, expected.expert)
-    np.testing.assert_array_equal(routing.wanted, valid[..., None] & (expected.expert < E))
+    np.testing.assert_array_equal(routing.wanted, valid[..., None] & (expected.expert < E) & (expected.kept > 0))
     close(routing.gate, expected.gate)
     close(routing.probabilities, expected.probabilities)
     close(routing.logits, expected.logits)
+    close(1 if routing.input_gate is None else routing.input_gate, expected.input_gate)
+    close(0 if routing.identity_gate is None else routing.identity_gate[..., None], expected.identity_gate)
+    assert (routing.input_gate is not None) == (moe.router == "llama4")
+    assert (routing.identity_gate is not None) == (moe.router == "longcat")
     assert (routing.smooth_load is not None) == (moe.router == "noisy_top_k")
     if routing.smooth_load is not None:
         close(routing.smooth_load, expected.smooth_load)
@@ -92,7 +97,7 @@ def test_equals_loops_over_tokens_and_experts(moe, train):
 
     def by_loops(name, array):
         changed = {**weights, "x": x, name: array}
-        parts = router_oracle.route(moe, changed, changed["x"], valid, noise, STEP, train)[1:]
+        parts = router_oracle.route(moe, changed, changed["x"], valid, noise, STEP, train)[1:-1]
         return sum(np.sum(a * f) for a, f in zip(parts, factors, strict=True))
 
     for name, gradient in {**d_weights, "x": dx}.items():

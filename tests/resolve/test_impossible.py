@@ -121,7 +121,10 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         {**BY_ROUTER, "moe.router_by_layer": ("hash", "top_k")},
         "moe.balance_loss=0.01 with moe.router_by_layer[0]='hash'",
     ),
-    ({**BY_ROUTER, "moe.load_loss": 0.1}, "moe.load_loss=0.1 has no effect with moe.router_by_layer[1]='top_k': leave"),
+    (
+        {**BY_ROUTER, "moe.sinkhorn_iterations": 3},
+        "moe.sinkhorn_iterations=3 has no effect with moe.router_by_layer[0]='noisy_top_k': leave",
+    ),
     (
         {
             **SOFT,

@@ -15,7 +15,7 @@ SECTIONS = sorted({name.split(".")[0] for name in DEFAULTS if "." in name})
 # 0 has a meaning of its own, or is an amount.
 ZERO_ALLOWED = {
     *("seed", "model.head_dim", "moe.num_experts", "moe.first_dense", "moe.d_ff", "moe.num_shared_experts"),
-    *("attention.window", "moe.penalty_loss"),
+    *("attention.window", "moe.penalty_loss", "moe.entropy_loss", "moe.target_experts"),
     *("data.max_bytes", "train.warmup_steps", "train.decay_steps", "eval.every", "eval.batches"),
     *("moe.second_threshold", "moe.jitter", "moe.expert_dropout", "moe.balance_loss", "moe.z_loss"),
     *("moe.null_experts", "moe.top_groups", "moe.final_temperature", "moe.temperature_steps"),

@@ -15,12 +15,12 @@ class LongCat(TopK):
     options: ClassVar[frozenset[str]] = TopK.options | {"target_experts"}
 
     @classmethod
-    def check(cls, moe, top_k, num_experts):
+    def check(cls, moe, name_of):
         """See `Router.check`."""
         if (moe.bias_update == "longcat") != (0 < moe.target_experts <= moe.top_k):
             raise ConfigError(
                 f"moe.target_experts={moe.target_experts} with moe.bias_update={moe.bias_update!r}: 'longcat' needs "
-                f"more than 0 and at most {top_k}={moe.top_k}, any other needs 0"
+                f"more than 0 and at most {name_of['top_k']}={moe.top_k}, any other needs 0"
             )
 
     def choose(self, x, logits, context):

@@ -19,7 +19,7 @@ class TopP(Router):
     options: ClassVar[frozenset[str]] = Router.options | {"top_p"}
 
     @classmethod
-    def check(cls, moe, top_k, num_experts):
+    def check(cls, moe, name_of):
         """See `Router.check`."""
         if not 0 < moe.top_p <= 1:
             raise ConfigError(f"moe.top_p={moe.top_p} is outside (0, 1]: the paper's is 0.4")
