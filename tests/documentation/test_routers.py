@@ -31,7 +31,8 @@ def test_every_router_has_its_section_and_a_file_that_runs_it(name):
     files = re.findall(r"--config=(configs/routers/\w+\.py)", section_of(name))
     assert files
     for file in files:
-        assert resolve(runpy.run_path(str(ROOT / file))["get_config"]()).moe.router == name
+        moe = resolve(runpy.run_path(str(ROOT / file))["get_config"]()).moe
+        assert name in (moe.router, *moe.router_by_layer)
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(MoEConfig)])

@@ -50,7 +50,8 @@ LEARNED = [  # router, K, fields
     ("switch", 1, {}), ("gshard", 2, {}), ("top_k", 3, {"normalize_gates": True, "null_experts": 1}),
     ("top_k", 2, {"expert_groups": 2, "top_groups": 1, "bias_rate": 0.1}), ("sigmoid", 1, {}),
     ("sigmoid", 2, {"normalize_gates": True}), ("noisy_top_k", 2, {}), ("sinkhorn", 2, {}),
-    ("top_p", 2, {"top_p": 0.95}), ("gemma4", 2, {}), ("longcat", 2, {"null_experts": 2}), ("sqrt_softplus", 2, {"normalize_gates": True}),
+    ("top_p", 2, {"top_p": 0.95}), ("gemma4", 2, {}), ("longcat", 2, {"null_experts": 2}),
+    ("sqrt_softplus", 2, {"normalize_gates": True}),
 ]  # fmt: skip
 UNLEARNED = [("hash", 2, {}), ("random", 2, {})]
 
