@@ -13,11 +13,11 @@ DROPOUT = 2**16  # folded into a group's key, which other noise folds small numb
 
 def hidden_mask(keys: Key[Array, "G"], rate: float, slots: int, weights: Weights) -> Float[Array, "_ e C f"]:
     """What to multiply the hidden layer with in training: 0 with probability `rate`, otherwise 1 / (1 - rate) (Switch
-    Transformer, section 2.4, table 4). For the groups of the whole axis `expert`, as they arrive, and this device's
-    experts and part of F.
+    Transformer, section 2.4, table 4).
 
-    A hidden unit has a draw of its own key, folded from its group's, its expert and its place in F: nothing of it
-    depends on the mesh. Of the exchange it adds one gather of the groups' keys.
+    It covers the groups of all devices along `expert`, in the order in which they arrive, and this device's experts and
+    part of F. Every hidden unit draws from a key of its own, which is folded from its group's key, its expert and its
+    place in F, so that nothing depends on the mesh. All that it sends is one gather of the groups' keys.
     """
     experts, _, hidden = weights.up.shape
     numbers = all_gather(jax.random.key_data(keys), [EXPERT], 0)

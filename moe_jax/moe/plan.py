@@ -16,27 +16,27 @@ from moe_jax.moe.routing import Routing, pick
 class Plan(NamedTuple):
     """A one-to-one map between kept choices and filled slots, written down from both sides."""
 
-    slot_of_choice: Int[Array, "G T K"]  # S: no slot (dropped, or not wanted)
-    choice_in_slot: Int[Array, "G S"]  # T * K: empty
+    slot_of_choice: Int[Array, "G T K"]  # S: the choice has no slot, since it was dropped or is not wanted
+    choice_in_slot: Int[Array, "G S"]  # T * K: the slot is empty
 
     def kept(self) -> Bool[Array, "G T K"]:
         """Which choices have a slot."""
         return self.slot_of_choice < self.choice_in_slot.shape[-1]
 
 
-def position_order(probability: Float[Array, "T"], k: int) -> Int[Array, "N"]:
+def position_order(probability: Float[Array, "T"], k: int) -> Int[Array, "choices"]:
     """Token by token, a token's choices by rank. What a token gets depends on the tokens before it only: causal."""
     return jnp.arange(probability.shape[0] * k)
 
 
-def choice_order(probability: Float[Array, "T"], k: int) -> Int[Array, "N"]:
+def choice_order(probability: Float[Array, "T"], k: int) -> Int[Array, "choices"]:
     """All first choices before all second ones (GShard). For K > 1 a later token's first choice can take the slot of an
     earlier token's second one: not causal.
     """
     return jnp.arange(probability.shape[0] * k).reshape(-1, k).T.reshape(-1)
 
 
-def priority_order(probability: Float[Array, "T"], k: int) -> Int[Array, "N"]:
+def priority_order(probability: Float[Array, "T"], k: int) -> Int[Array, "choices"]:
     """All first choices before all second ones, within a rank the tokens with the most probable first choice first
     (batch prioritised routing, V-MoE, Riquelme et al. 2021, algorithm 2). Not causal.
     """
@@ -47,7 +47,7 @@ def priority_order(probability: Float[Array, "T"], k: int) -> Int[Array, "N"]:
 class DropOrder(NamedTuple):
     """A queue, and for which numbers of choices K what a token gets depends on no later token."""
 
-    queue: Callable[[Float[Array, "T"], int], Int[Array, "N"]]
+    queue: Callable[[Float[Array, "T"], int], Int[Array, "choices"]]
     causal: Callable[[int], bool]
 
 

@@ -35,27 +35,29 @@ class Checkpoints:
         """The newest step on disk."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, data: grain.DatasetIterator) -> None:
+    def save(self, state: TrainState, batches: grain.DatasetIterator) -> None:
         """Starts writing the state after `state.step` steps; nothing if that step is on disk already."""
         step = int(state.step)
         if step == self.latest_step():
             return
         self._manager.save(
             step,
-            args=args.Composite(state=args.StandardSave(state._asdict()), data=grain.checkpoint.CheckpointSave(data)),
+            args=args.Composite(
+                state=args.StandardSave(state._asdict()), data=grain.checkpoint.CheckpointSave(batches)
+            ),
         )
 
-    def restore(self, abstract: TrainState, data: grain.DatasetIterator | None = None) -> TrainState | None:
-        """The newest state that can be read, in the shardings of `abstract`; `data` is moved to its position.
+    def restore(self, shapes: TrainState, batches: grain.DatasetIterator | None = None) -> TrainState | None:
+        """The newest state that can be read, in the shardings of `shapes`; `batches` is moved to its position.
 
-        A checkpoint that cannot be read is said so and the one before it is tried; if that is good, a run that writes
-        here renames the other to STEP.damaged. None: there is no checkpoint at all. Raises ValueError when none of
-        those there can be read; they stay as they are, in case that it is not their fault.
+        Where a checkpoint cannot be read, a warning says so and the one before it is tried. If that one is good, a run
+        that writes here renames the other to STEP.damaged. None means that there is no checkpoint at all. Raises
+        ValueError when none of those there can be read; they stay as they are, since it may not be their fault.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         for tried, step in enumerate(steps):
             try:
-                state = self._restore_step(step, abstract, data)
+                state = self._restore_step(step, shapes, batches)
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 logging.warning(
@@ -71,10 +73,10 @@ class Checkpoints:
             )
         return None
 
-    def _restore_step(self, step: int, abstract: TrainState, data: grain.DatasetIterator | None) -> TrainState:
-        items = {"state": args.StandardRestore(abstract._asdict())}
-        if data is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(data)
+    def _restore_step(self, step: int, shapes: TrainState, batches: grain.DatasetIterator | None) -> TrainState:
+        items = {"state": args.StandardRestore(shapes._asdict())}
+        if batches is not None:
+            items["data"] = grain.checkpoint.CheckpointRestore(batches)
         restored = self._manager.restore(step, args=args.Composite(**items))
         return TrainState(**restored["state"])
 
