@@ -69,7 +69,7 @@ def devices(target: str) -> list[jax.Device]:
     if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology):
         example = f"{chip}:{TPUS.get(chip, '8')}"
         raise ValueError(f"target={target}: {topology!r} is not a topology: write it as in {example}")
-    if not jax.config.jax_platforms:
+    if not jax.config.values.get("jax_platforms"):
         jax.config.update("jax_platforms", "cpu")
     return _tpus(chip, topology) if chip in TPUS else _gpus(chip, topology)
 

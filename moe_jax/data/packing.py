@@ -67,7 +67,7 @@ class TokenizedDocuments:
         """SHA-256, in hex, of all three arrays."""
         digest = hashlib.sha256()
         for array in (self.domains, self.starts, self.tokens):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
 

@@ -15,6 +15,6 @@ GPU = {"xla_gpu_enable_latency_hiding_scheduler": True}  # moves work between th
 OPTIONS = {"tpu": TPU, "gpu": GPU}
 
 
-def compiler_options(platform: str) -> dict[str, bool]:
+def compiler_options(platform: str) -> dict[str, str | bool]:
     """Options for `compile(compiler_options=...)` on a platform (`jax.Device.platform`); {} where none is needed."""
     return dict(OPTIONS.get(platform, {}))

@@ -61,7 +61,7 @@ class Model(NamedTuple):
 def build_model(task: Task, mesh: Mesh) -> Model:
     """Shapes, shardings and structure of the task's model. Raises ValueError for float64 where JAX does not have it."""
     run: RunConfig = task.run
-    if run.model.dtype == "float64" and not jax.config.jax_enable_x64:
+    if run.model.dtype == "float64" and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
         raise ValueError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
     blank = nnx.eval_shape(lambda: task.build(nnx.Rngs(params=0)))
     graphdef, weights, biases = nnx.split(blank, nnx.Param, BalanceBias)  # type: ignore[misc]  # flax's annotation
