@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import tiny_run
 
 from moe_jax.config import default_config
 from moe_jax.sweep.cells import make_cells
@@ -16,22 +17,8 @@ from moe_jax.sweep.design import Sweep
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 300  # seconds for what takes ten on an idle machine
-WORDS = ("the", "router", "sends", "each", "token", "to", "one", "expert", "and", "some", "are", "dropped")
-TINY = {
-    "model.num_layers": 1,
-    "model.d_model": 16,
-    "model.d_ff": 32,
-    "model.num_heads": 2,
-    "model.num_kv_heads": 2,
-    "moe.num_experts": 4,
-    "moe.d_ff": 32,
-    "moe.group_size": 16,
-    "data.sequence_length": 16,
-    "data.batch_size": 8,
-    "data.holdout_fraction": 0.2,
+TINY = tiny_run.TINY | {
     "train.steps": 8,
-    "train.schedule": "constant",
-    "train.warmup_steps": 0,
     "log.every": 1,
     "eval.every": 0,
     "eval.batches": 2,
@@ -73,7 +60,7 @@ def write_text(directory):
     random = np.random.RandomState(0)
     directory.mkdir()
     for i in range(10):
-        (directory / f"{i}.txt").write_text(" ".join(random.choice(WORDS, 60)))
+        (directory / f"{i}.txt").write_text(" ".join(random.choice(tiny_run.WORDS, 60)))
     return directory
 
 
