@@ -1,6 +1,6 @@
 """Writes docs/routers.md from the registries: papers, fields, losses, and causality as it is measured.
 
-python -m moe_jax.documentation.routers > docs/routers.md
+python -m moe_jax.documentation.routers > docs/routers.md.new && mv docs/routers.md.new docs/routers.md
 """
 
 import dataclasses

@@ -115,12 +115,16 @@ class Router(nnx.Module):
 
     def logits(self, x: Float[Array, "G T D"], step: Int[Array, ""]) -> Float[Array, "G T A"]:
         """(x W + bias) / temperature, in the precision of x."""
-        logits = project(x, self.weight)
+        logits = self.affinities(x)
         if self.bias is not None:
             logits = logits + self.bias[...].astype(x.dtype)
         if self.moe.temperature == 1 and not self.moe.final_temperature:
             return logits
         return logits / self._temperature(step).astype(x.dtype)
+
+    def affinities(self, x: Float[Array, "G T D"]) -> Float[Array, "G T A"]:
+        """x W: how much a token and an expert have in common, before the trained bias and the temperature."""
+        return project(x, self.weight)
 
     def choose(self, x: Float[Array, "G T D"], logits: Float[Array, "G T A"], context: Context) -> Choices:
         """Experts and gates; `x` is what the logits were computed from."""
@@ -141,6 +145,12 @@ class Router(nnx.Module):
 def project(x: Float[Array, "G T D"], weight: nnx.Param) -> Float[Array, "G T A"]:
     """x W in the precision of x."""
     return jnp.einsum("gtd,dn->gtn", x, gather(weight, x.dtype), precision=lax.Precision.HIGHEST)
+
+
+def l2_normalized(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """x over its l2 norm along `axis`, which is kept from 0 by Soft MoE's 1e-6; zeros have a gradient too."""
+    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
+    return x / (jnp.sqrt(jnp.maximum(squared, jnp.finfo(x.dtype).tiny)) + 1e-6)
 
 
 def draw_per_group(draw: Callable, keys: Key[Array, "G"], shape: tuple[int, ...], dtype: Any) -> Array:

@@ -5,6 +5,7 @@ axis, over which mesh axes it is cut; `gather` brings back the part that is only
 parallelism) and leaves the part over which the computation itself is split (expert and tensor parallelism).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -73,6 +74,13 @@ def spec_of(mesh: Mesh, *cuts: Sequence[str]) -> PartitionSpec:
 def weight_spec(mesh: Mesh, weight: nnx.Variable) -> PartitionSpec:
     """How `weight` is stored on the mesh. Scanned layers stack their weights along leading, uncut dimensions."""
     cuts = [RULES[name].split + RULES[name].stored for name in weight.axes]
+    for size, name, cut in zip(weight.shape[len(weight.shape) - len(cuts) :], weight.axes, cuts, strict=True):
+        pieces = math.prod(mesh.shape[axis] for axis in cut)
+        if size % pieces:
+            raise ValueError(
+                f"a weight {weight.shape} with axes {weight.axes}: its dimension {size}, {name!r}, is cut into {pieces}: "
+                "give the dimension another axis in its `param`, or add its size to the checks of its room"
+            )
     return spec_of(mesh, *[()] * (len(weight.shape) - len(cuts)), *cuts)
 
 

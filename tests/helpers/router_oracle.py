@@ -12,9 +12,9 @@ from moe_jax.config import MoEConfig
 class Expected(NamedTuple):
     expert: np.ndarray  # [G, T, K]
     gate: np.ndarray  # [G, T, K]
-    probabilities: np.ndarray  # [G, T, N]
-    smooth_load: np.ndarray  # [G, T, N]; zeros but for noisy_top_k
-    logits: np.ndarray  # [G, T, N], without noise
+    probabilities: np.ndarray  # [G, T, A]
+    smooth_load: np.ndarray  # [G, T, A]; zeros but for noisy_top_k
+    logits: np.ndarray  # [G, T, A], without noise
     input_gate: np.ndarray  # [G, T, K]; ones but for llama4
     identity_gate: np.ndarray  # [G, T, 1]; zeros but for longcat
     kept: np.ndarray  # [G, T, K]; all but for top_p
@@ -96,8 +96,8 @@ def sinkhorn(logits, valid, iterations):
 
 
 def route(moe: MoEConfig, weights, x, valid, noise, step, train) -> Expected:
-    """`weights`: weight [D, N] and, where the router has them, bias, balance_bias and scale [N], and noise [D, N]."""
-    zeros = np.zeros(weights["weight"].shape[1])
+    """`weights`: weight [D, A] and, where the router has them, bias, balance_bias and scale [A], and noise [D, A]."""
+    zeros = np.zeros(moe.num_experts + moe.null_experts)
     last = moe.final_temperature or moe.temperature
     done = min(step / (moe.temperature_steps - 1), 1) if moe.temperature_steps else 0
     temperature = moe.temperature + (last - moe.temperature) * done

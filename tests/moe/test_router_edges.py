@@ -34,6 +34,7 @@ def route(moe, logits, valid=None, keys=None, ids=None, train=True, balance_bias
     tokens = logits.shape[0]
     router = ROUTERS[moe.router](tokens, moe, fan_in_init(1.0), nnx.Rngs(params=0))
     if hasattr(router, "weight"):
+        assert router.weight.shape == logits.shape, f"{moe.router}: see NO_EDGES in router_tables.py"
         router.weight[...] = logits
     if balance_bias is not None:
         router.balance_bias[...] = jnp.asarray(balance_bias)

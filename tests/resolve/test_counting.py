@@ -24,7 +24,9 @@ def abstract_model(run):
 def real_counts(run):
     """Total, active and embedding parameters, and FLOPs a token, by the names of the real tree."""
     total = active = embedding = products = 0
-    for path, leaf in jax.tree.leaves_with_path(abstract_model(run).shapes):
+    model = abstract_model(run)
+    matrices = jax.tree.leaves(model.decayed)
+    for (path, leaf), is_matrix in zip(jax.tree.leaves_with_path(model.shapes), matrices, strict=True):
         names = [str(getattr(key, "key", key)) for key in path]
         size = int(np.prod(leaf.shape, dtype=object))
         total += size
@@ -34,8 +36,9 @@ def real_counts(run):
         active += size
         embedding += size if names[0] in ("embedding", "head") else 0
         looked_up = names[0] == "embedding" and not run.model.tie_embeddings
-        vector = names[-1] in ("scale", "bias")
-        products += 0 if looked_up or vector else size * (3 if names[-1] == "phi" else 1)  # phi: into slots, and out
+        products += (
+            0 if looked_up or not is_matrix else size * (3 if names[-1] == "phi" else 1)
+        )  # phi: into slots, and out
     scores = 2 * run.data.sequence_length * run.model.num_heads * run.model.head_dim * run.model.num_layers
     return total, active, embedding, 6 * (products + scores)
 
@@ -58,6 +61,7 @@ SHAPES = {
     "sigmoid": {**MOE, "moe.router": "sigmoid"},
     "noise": {**MOE, "moe.router": "noisy_top_k"},
     "sinkhorn": {**MOE, "moe.router": "sinkhorn"},
+    "scales of experts": {**MOE, "moe.router": "gemma4", "moe.null_experts": 1},
     "hash": {**MOE, "moe.router": "hash", "moe.balance_loss": 0.0},
     "random": {**MOE, "moe.router": "random", "moe.balance_loss": 0.0, "moe.num_shared_experts": 1},
     "shared experts": {**MOE, "moe.num_shared_experts": 2},

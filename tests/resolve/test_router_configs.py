@@ -5,8 +5,12 @@ import re
 import pytest
 from configurations import ROOT, load
 
+from moe_jax.config.schema import MeshConfig
 from moe_jax.moe.routers import ROUTERS
+from moe_jax.parallel.mesh import make_mesh
 from moe_jax.resolve.counting import count
+from moe_jax.tasks.registry import task_of
+from moe_jax.train.state import build_model, num_params
 
 FILES = sorted(path.stem for path in (ROOT / "configs" / "routers").glob("*.py"))
 
@@ -19,7 +23,14 @@ def test_has_the_flops_of_switch_small_and_names_its_paper(name):
     assert re.search(r"\b20\d\d\b", header) or name == "random"
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_its_parameters_are_those_of_the_real_weights(name):
+    run = load(f"routers/{name}.py").run
+    assert count(run).total_params == num_params(build_model(task_of(run), make_mesh(MeshConfig())))
+
+
 def test_every_router_has_a_file():
     runs = [load(f"routers/{name}.py").run for name in FILES]
     named = {run.moe.router for run in runs}.union(*(run.moe.router_by_layer for run in runs))
-    assert not set(ROUTERS) - named, "configs/routers/ has no file with these"
+    missing = sorted(set(ROUTERS) - named)
+    assert not missing, f"configs/routers/ has no file with {missing}"

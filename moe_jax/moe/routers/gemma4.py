@@ -7,7 +7,7 @@ from flax import nnx
 
 from moe_jax.moe.routers.top_k import TopK
 from moe_jax.moe.routing import pick
-from moe_jax.parallel.sharding import param
+from moe_jax.parallel.sharding import gather, param
 
 
 class Gemma4(TopK):
@@ -27,4 +27,5 @@ class Gemma4(TopK):
     def choose(self, x, logits, context):
         """See `Router.choose`."""
         choices = super().choose(x, logits, context)
-        return choices._replace(gate=choices.gate * pick(self.scale[...] + 0 * logits, choices.expert))
+        scale = jnp.broadcast_to(gather(self.scale, logits.dtype), logits.shape)
+        return choices._replace(gate=choices.gate * pick(scale, choices.expert))

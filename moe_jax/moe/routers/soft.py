@@ -14,11 +14,9 @@ from moe_jax.config.capacity import capacity_of
 from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.context import Context
-from moe_jax.moe.router import Router
+from moe_jax.moe.router import Router, l2_normalized
 from moe_jax.moe.routing import Mixing, Routing
 from moe_jax.parallel.sharding import gather, param
-
-EPSILON = 1e-6  # of the paper's l2_normalize
 
 
 class Soft(Router):
@@ -82,8 +80,8 @@ class Soft(Router):
     def __call__(self, x: Float[Array, "G T D"], context: Context) -> Routing:
         """Weights of every token, in float32 at the highest matmul precision, like other routers' logits."""
         dtype = jnp.promote_types(x.dtype, jnp.float32)
-        phi = gather(self.scale, dtype) * _normalized(gather(self.phi, dtype), axis=0)
-        logits = jnp.einsum("gtd,ds->gts", _normalized(x.astype(dtype), -1), phi, precision=lax.Precision.HIGHEST)
+        phi = gather(self.scale, dtype) * l2_normalized(gather(self.phi, dtype), 0)
+        logits = jnp.einsum("gtd,ds->gts", l2_normalized(x.astype(dtype), -1), phi, precision=lax.Precision.HIGHEST)
         valid = context.valid[..., None]
         into_slots = jax.nn.softmax(jnp.where(valid, logits, jnp.finfo(dtype).min), axis=1) * valid
         # The softmax of these is an expert's combine weight: the sum of its slots' weights.
@@ -104,9 +102,3 @@ class Soft(Router):
 def num_slots(moe: MoEConfig, train: bool = True) -> int:
     """S = E * C, with the C of training or of evaluation."""
     return moe.num_experts * capacity_of(moe, train)
-
-
-def _normalized(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """x over its l2 norm along `axis`; zeros have a gradient too."""
-    squared = jnp.sum(jnp.square(x), axis=axis, keepdims=True)
-    return x / (jnp.sqrt(jnp.maximum(squared, jnp.finfo(x.dtype).tiny)) + EPSILON)
