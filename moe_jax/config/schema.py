@@ -78,9 +78,7 @@ class MoEConfig:
     temperature_steps: int = 0  # steps from the one to the other; 0: train.steps
     expert_groups: int = 1  # equal runs of consecutive experts that form an expert group (a device or a node)
     top_groups: int = 0  # expert groups that a token's experts may come from; 0: no limit
-    group_score: str = (
-        "max"  # what an expert group is chosen by: max (DeepSeek-V2) or top2 (the sum of its two best, V3)
-    )
+    group_score: str = "max"  # a group counts by its max score (DeepSeek-V2), or top2: the sum of its two best (V3)
     sinkhorn_iterations: int = 8  # scalings of the assignment towards equal loads
     top_p: float = 0.4  # probability that the chosen experts add up to
     second_expert: str = "always"  # keep the second expert always, by threshold, or at random
@@ -101,9 +99,7 @@ class MoEConfig:
     # How the bias moves, see moe_jax/moe/bias_updates/: by the sign of a load's deviation from the mean, "proportional"
     # to it, "longcat" (for that router), or to the batch's "quantile", bias_rate of the way (Kimi K3: 1).
     bias_update: str = "sign"
-    target_experts: float = (
-        0.0  # with bias_update="longcat", the experts that a token visits on average, null ones not counted
-    )
+    target_experts: float = 0.0  # bias_update="longcat": experts that a token visits on average, null ones apart
     bias_steps: int = 0  # steps in which the bias moves, then it stays; 0: all
     z_loss: float = 0.0  # weight of the router z-loss; ST-MoE uses 0.001
     entropy_loss: float = 0.0  # weight of the entropy of the router's distribution, in nats

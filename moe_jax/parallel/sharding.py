@@ -78,7 +78,7 @@ def weight_spec(mesh: Mesh, weight: nnx.Variable) -> PartitionSpec:
         pieces = math.prod(mesh.shape[axis] for axis in cut)
         if size % pieces:
             raise ValueError(
-                f"a weight {weight.shape} with axes {weight.axes}: its dimension {size}, {name!r}, is cut into {pieces}: "
+                f"a weight {weight.shape} with axes {weight.axes}: its {name!r} of {size} is cut into {pieces} pieces: "
                 "give the dimension another axis in its `param`, or add its size to the checks of its room"
             )
     return spec_of(mesh, *[()] * (len(weight.shape) - len(cuts)), *cuts)
