@@ -36,7 +36,7 @@ LOOPS = {  # moe, train
     "Llama 4": (config("llama4", 1), True),
     "Llama 4, two": (config("llama4", 2), True),
     "Gemma 4": (config("gemma4", 3, normalize_gates=True), True),
-    "LongCat": (config("longcat", 3, null_experts=4, bias_rate=0.1), True),
+    "LongCat": (config("longcat", 3, null_experts=4), True),
     "DeepSeek-V4": (config("sqrt_softplus", 3, normalize_gates=True, routed_scaling=1.5, bias_rate=0.001), True),
     "noise": (config("noisy_top_k", 2), True),
     "noise, all but one": (config("noisy_top_k", E - 1), True),

@@ -36,9 +36,8 @@ def real_counts(run):
         active += size
         embedding += size if names[0] in ("embedding", "head") else 0
         looked_up = names[0] == "embedding" and not run.model.tie_embeddings
-        products += (
-            0 if looked_up or not is_matrix else size * (3 if names[-1] == "phi" else 1)
-        )  # phi: into slots, and out
+        times = 3 if names[-1] == "phi" else 1  # phi: for its logits, into slots, and out
+        products += 0 if looked_up or not is_matrix else size * times
     scores = 2 * run.data.sequence_length * run.model.num_heads * run.model.head_dim * run.model.num_layers
     return total, active, embedding, 6 * (products + scores)
 
