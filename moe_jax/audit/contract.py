@@ -15,10 +15,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from moe_jax.audit.program import Collective
-from moe_jax.config.layers import moe_by_layer, moe_segments
+from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import MoEConfig, RunConfig
 from moe_jax.moe.dispatchers import dispatcher_of
-from moe_jax.moe.observe import num_sums
+from moe_jax.moe.observe import num_evidence, num_sums
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.parallel.mesh import DATA, EXPERT, FSDP, TENSOR
 from moe_jax.parallel.sharding import RULES
@@ -123,7 +123,8 @@ def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iter
 
     The elements of a whole step are counted together, since the compiler may join several sums into one.
     """
-    small, over_data, over_tensor = small_elements(run), 0.0, 0.0
+    small, over_data, over_tensor, large = small_elements(run), 0.0, 0.0, 0.0
+    evidence = run.train.accumulate * evidence_elements(run)
     for c in (c for c in found if c.kind == "all-reduce"):
         elements = sum(map(_elements, c.shapes))
         if not c.axes:
@@ -133,8 +134,10 @@ def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iter
         elif c.axes == (TENSOR,):
             over_tensor += c.count * elements
         elif elements > small:
-            yield f"{_named(c)}: {elements} elements are more than the {small} of statistics and norms"
-    pieces = run.train.accumulate * (sum(local_elements(run, mesh)) + small)
+            large += c.count * elements
+            if large > evidence + run.train.accumulate * small:  # what the bias looks at may be joined with the others
+                yield f"{_named(c)}: {elements} elements are more than the {small} of statistics and norms"
+    pieces = run.train.accumulate * (sum(local_elements(run, mesh)) + small) + evidence
     if over_data > pieces:
         yield f"{over_data:g} elements are summed over data, more than the {pieces} of the pieces that a device stores"
     if over_tensor > tensor_elements(run):
@@ -149,17 +152,22 @@ def tensor_elements(run: RunConfig) -> int:
     """
     sequences = run.data.batch_size // (run.mesh.data * run.mesh.fsdp * run.mesh.expert)
     tokens = sequences * run.data.sequence_length
-    passes = 2 if run.model.remat == "none" else 3
-    ranks = max(_ranks(moe) for moe in (run.moe, *moe_by_layer(run)))
-    by_layer = 2 * passes * run.model.d_model + passes * ranks
-    output = run.model.d_model + 3 * passes  # the gradient of the head's input; maximum, sum and target of the softmax
-    elements = tokens * (run.model.num_layers * by_layer + output)
+    passes, d_model = 2 if run.model.remat == "none" else 3, run.model.d_model
+    output = d_model + 3 * passes  # the gradient of the head's input; maximum, sum and target of the softmax
+    elements = tokens * (run.model.num_layers * 2 * passes * d_model + output)
     for part in moe_segments(run):
         dispatcher = dispatcher_of(part.moe)
-        if dispatcher.splits == "slots":  # they are summed where other dispatchers sum tokens
+        of_layer = tokens * _ranks(part.moe)
+        if dispatcher.splits == "slots":  # they are summed in place of the tokens, beside those of shared experts
             rows = tokens // part.moe.group_size * dispatcher.summed_rows()
-            elements += part.num_moe_layers * passes * rows * run.model.d_model
+            of_layer += (rows - (0 if part.moe.shared_d_ff else tokens)) * d_model
+        elements += part.num_moe_layers * passes * of_layer
     return elements + run.train.accumulate * small_elements(run)
+
+
+def evidence_elements(run: RunConfig) -> int:
+    """Elements that are summed in a micro-batch for the balance biases alone."""
+    return sum(part.num_moe_layers * num_evidence(part.moe) for part in moe_segments(run))
 
 
 def small_elements(run: RunConfig) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from moe_jax.config.schema import MoEConfig
 from moe_jax.documentation.causality import EXPERTS, TIGHT, TOKENS, Case, measure
+from moe_jax.moe.losses import LOSSES
 from moe_jax.moe.plan import DROP_ORDERS
 from moe_jax.moe.router import Router
 from moe_jax.moe.routers import ROUTERS
@@ -17,7 +18,7 @@ from moe_jax.report.markdown import rows
 from moe_jax.resolve import ConfigError, resolve
 from moe_jax.resolve.router_configs import router_configs
 
-BALANCING = ("balance_loss", "importance_loss", "load_loss", "bias_rate", "z_loss")
+BALANCING = (*(name for name in LOSSES if name != "penalty_loss"), "bias_rate")  # a penalty needs its name too
 HEADER = """# Routers
 
 Written by `make docs` from the registry (`ROUTERS` in `moe_jax/moe/routers/__init__.py`); do not edit.

@@ -1,5 +1,6 @@
 """One transformer layer, and a segment: a pattern of layers that is scanned."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,10 +72,12 @@ class Block(nnx.Module):
     ) -> tuple[Float[Array, "B L D"], Sums | None]:
         """The stream after the layer, and the sums of its experts; `context.keys` are those of the layer.
 
-        `memory` is what cross-attention attends to, all of it.
+        The layer's own settings say how far `mask` lets it look back. `memory` is what cross-attention attends to, all
+        of it.
         """
         if self.spec.attention is not None:
-            y, _ = self.attention(self.norm_attention(x), mask)
+            own = dataclasses.replace(mask, window=self.spec.attention.window)
+            y, _ = self.attention(self.norm_attention(x), own)
             x = x + sum_over(y, [TENSOR])
         if self.spec.cross_attention is not None:
             y, _ = self.cross_attention(self.norm_cross_attention(x), Mask(causal=False), memory)

@@ -70,7 +70,7 @@ class Decoder(nnx.Module):
             step=step,
         )
         apart = documents if run.data.mask_documents else None
-        mask = Mask(query_documents=apart, key_documents=apart, window=run.attention.window)
+        mask = Mask(query_documents=apart, key_documents=apart)
         # Looked up in float32 so that the gradients of a frequent token are added up in it.
         table = gather(self.embedding, dtype).astype(jnp.promote_types(dtype, jnp.float32))
         x = jnp.take(table, ids, axis=0).astype(dtype)

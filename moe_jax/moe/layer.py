@@ -33,7 +33,7 @@ class MoELayer(nnx.Module):
         """The output, to be added to the residual stream, and sums over this device's tokens.
 
         A token whose every choice was dropped gets zeros from the routed experts. `train` picks the capacity factor,
-        and how experts are chosen where that differs (sinkhorn).
+        and for a router that chooses differently in training (sinkhorn) how it chooses.
         """
         dispatcher, shape = dispatcher_of(self.moe), x.shape
         groups = x.reshape(-1, self.moe.group_size, x.shape[-1])

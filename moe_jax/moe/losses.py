@@ -44,7 +44,7 @@ def sequence_balance(observed: Observed) -> Float[Array, ""]:
     """The balance losses of single sequences (DeepSeek-V3, equations 17 to 20), over those with a valid token.
 
     f_e counts the experts of the K largest logits (equation 18): what a token would choose without balance bias,
-    limited groups, noise or Sinkhorn's assignment. A group may span or cut sequences.
+    limited groups, noise, hashed experts or Sinkhorn's assignment. A group may span or cut sequences.
     """
     routing = observed.routing
     num_experts = routing.probabilities.shape[-1]
@@ -63,7 +63,9 @@ def sequences(observed: Observed) -> Float[Array, ""]:
 
 
 def trained_entropy(observed: Observed) -> Float[Array, ""]:
-    """Entropy of the router's distribution, in nats, with a gradient that is finite at a probability of 0."""
+    """Entropy of the router's distribution, in nats. It is `measures.entropy` with a gradient, which the function that
+    measures has not, and which would be infinite at a probability of 0.
+    """
     p = observed.routing.probabilities
     by_token = -jnp.sum(p * jnp.log(jnp.maximum(p, jnp.finfo(p.dtype).tiny)), axis=-1)
     return jnp.sum(by_token * valid_tokens(observed.routing))

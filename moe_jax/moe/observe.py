@@ -18,11 +18,21 @@ from moe_jax.moe.sums import Observed, SumOf, Sums, total
 
 def observe(moe: MoEConfig, routing: Routing, kept: Bool[Array, "G T K"], sequences: int) -> Sums:
     """Sums over this device's tokens, the groups of `sequences` sequences."""
-    return total(_functions(moe), Observed(routing, kept, sequences))
+    return total([*_functions(moe), *_evidence(moe)], Observed(routing, kept, sequences))
 
 
 def num_sums(moe: MoEConfig) -> int:
-    """Numbers that `observe` gives for one layer, at most: those of a router that fills in every part of a routing."""
+    """Numbers that `observe` gives for one layer, at most, without those that only the balance bias looks at."""
+    return _size(moe, _functions(moe))
+
+
+def num_evidence(moe: MoEConfig) -> int:
+    """Numbers that `observe` gives for one layer and only the balance bias looks at."""
+    return _size(moe, [*_functions(moe), *_evidence(moe)]) - num_sums(moe)
+
+
+def _size(moe: MoEConfig, functions: list[SumOf]) -> int:
+    """Numbers in the sums of a router that fills in every part of a routing."""
     ranks = moe.num_experts if ROUTERS[moe.router].fills_slots else moe.top_k
     zeros = lambda *shape: jnp.zeros((1, moe.group_size, *shape))
 
@@ -39,14 +49,22 @@ def num_sums(moe: MoEConfig) -> int:
             bias=jnp.zeros(columns(moe)),
             penalty=jnp.zeros(()),
         )
-        return observe(moe, routing, routing.wanted, 1)
+        return total(functions, Observed(routing, routing.wanted, 1))
 
     sums = jax.eval_shape(of_blank_routing)
     return sum(math.prod(value.shape) for value in sums.values())
 
 
+def _evidence(moe: MoEConfig) -> list[SumOf]:
+    biased = moe.bias_rate > 0 and "bias_rate" in ROUTERS[moe.router].options
+    return [BIAS_UPDATES[moe.bias_update].evidence] if biased else []
+
+
 def _functions(moe: MoEConfig) -> list[SumOf]:
     functions = [function for measure in MEASURES.values() for function in measure.sums]
-    functions += [function for loss in active_losses(moe).values() for function in loss.sums(moe)]
-    biased = moe.bias_rate > 0 and "bias_rate" in ROUTERS[moe.router].options
-    return functions + ([BIAS_UPDATES[moe.bias_update].evidence] if biased else [])
+    options = ROUTERS[moe.router].options
+    of_some_routers = frozenset().union(*(router.options for router in ROUTERS.values()))
+    for name, loss in active_losses(moe).items():
+        if loss.always_shown or name in options or name not in of_some_routers:
+            functions += loss.sums(moe)
+    return functions

@@ -98,6 +98,7 @@ class Router(nnx.Module):
         wanted = context.valid[..., None] & (choices.expert < moe.num_experts)
         as_float = lambda value: None if value is None else value.astype(dtype)
         passed = as_float(choices.identity_gate)
+        penalised = moe.penalty_loss and "penalty" in self.options
         return Routing(
             expert=choices.expert,
             gate=_round(gate).astype(dtype),
@@ -110,7 +111,7 @@ class Router(nnx.Module):
             smooth_load=as_float(choices.smooth_load),
             scores=as_float(choices.scores),
             bias=self.bias_of_scores(),
-            penalty=PENALTIES[moe.penalty](gather(self.weight, dtype)) if moe.penalty_loss else None,
+            penalty=PENALTIES[moe.penalty](gather(self.weight, dtype)) if penalised else None,
         )
 
     def logits(self, x: Float[Array, "G T D"], step: Int[Array, ""]) -> Float[Array, "G T A"]:

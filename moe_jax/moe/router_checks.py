@@ -4,9 +4,13 @@ from collections.abc import Collection, Mapping
 
 from moe_jax.config.rules import ConfigError, divides
 from moe_jax.config.schema import MoEConfig
+from moe_jax.moe.bias_updates import BIAS_UPDATES
+from moe_jax.moe.router import BIAS_OPTIONS
 from moe_jax.moe.routers import ROUTERS
 
 COLDEST = 1e-6  # router temperature
+# Options that leave a layer alone whose router does not list them: it has no bias, and no sums for these losses.
+ELSEWHERE = BIAS_OPTIONS | {"load_loss", "entropy_loss", "penalty", "penalty_loss"}
 
 
 def check_router(moe: MoEConfig, name_of: Mapping[str, str], routers: Collection[str]) -> None:
@@ -15,7 +19,7 @@ def check_router(moe: MoEConfig, name_of: Mapping[str, str], routers: Collection
     Args:
       moe: the settings of one layer.
       name_of: the fields that the layer has its values from: {"top_k": "moe.top_k_by_layer[2]", ...}.
-      routers: those of all layers. An option that one of them uses may be set.
+      routers: those of all layers. What acts only where a router offers it (`ELSEWHERE`) may be set for one of them.
     """
     router, top_k, named = ROUTERS[moe.router], name_of["top_k"], f"{name_of['router']}={moe.router!r}"
     if moe.dispatcher not in ("auto", *router.dispatchers):
@@ -35,6 +39,7 @@ def check_router(moe: MoEConfig, name_of: Mapping[str, str], routers: Collection
     _only_options(moe, named, routers)
     _temperature(moe)
     _penalty(moe)
+    _bias_update(moe, named)
     _expert_groups(moe, top_k, name_of["num_experts"])
     router.check(moe, name_of)
 
@@ -42,10 +47,10 @@ def check_router(moe: MoEConfig, name_of: Mapping[str, str], routers: Collection
 def _only_options(moe: MoEConfig, named: str, routers: Collection[str]) -> None:
     """`named` is the layer's router as a user gave it: "moe.router='switch'"."""
     defaults = MoEConfig()
-    used = frozenset().union(*(ROUTERS[router].options for router in routers))
+    elsewhere = ELSEWHERE & frozenset().union(*(ROUTERS[router].options for router in routers))
     for name in sorted(frozenset().union(*(router.options for router in ROUTERS.values()))):
         value, default = getattr(moe, name), getattr(defaults, name)
-        if value != default and name not in used:
+        if value != default and name not in ROUTERS[moe.router].options | elsewhere:
             able = ", ".join(known for known, router in ROUTERS.items() if name in router.options)
             raise ConfigError(
                 f"moe.{name}={value!r} has no effect with {named}: leave it at {default!r}, or use one of {able}"
@@ -64,6 +69,15 @@ def _penalty(moe: MoEConfig) -> None:
         raise ConfigError(
             f"moe.penalty={moe.penalty!r} with moe.penalty_loss={moe.penalty_loss}: one names the loss and the other "
             "weighs it, set both or neither"
+        )
+
+
+def _bias_update(moe: MoEConfig, named: str) -> None:
+    fitting = BIAS_UPDATES[moe.bias_update].routers
+    if moe.bias_rate and "bias_rate" in ROUTERS[moe.router].options and fitting and moe.router not in fitting:
+        raise ConfigError(
+            f"moe.bias_update={moe.bias_update!r} with {named}: it is made for {', '.join(fitting)}, use one of these "
+            "or another moe.bias_update"
         )
 
 

@@ -49,7 +49,9 @@ def tokens(observed: Observed) -> Float[Array, ""]:
 
 
 def choices(observed: Observed) -> Float[Array, "A"]:
-    """Choices of each expert, before drops; null experts are among them (Soft MoE: combine weight)."""
+    """Choices of each expert, before drops; null experts are among them, and second choices that gshard lets go (Soft
+    MoE: combine weight).
+    """
     routing = observed.routing
     if routing.share is not None:
         return jnp.sum(routing.share * valid_tokens(routing)[..., None], axis=(0, 1))

@@ -1,5 +1,6 @@
 """The contract holds for the compiled step on fake devices, and a planted violation of each clause breaks it."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -13,12 +14,13 @@ from moe_jax.audit.compile import compile_train_step
 from moe_jax.audit.contract import exchange_bytes, violations
 from moe_jax.audit.program import collectives
 from moe_jax.config import MeshConfig, MoEConfig, default_config
+from moe_jax.moe import layer
 from moe_jax.moe.context import plain_context
 from moe_jax.moe.dispatchers import buffers as dispatch
 from moe_jax.moe.feed_forward import Experts
 from moe_jax.moe.layer import MoELayer
 from moe_jax.parallel import exchange, sharding
-from moe_jax.parallel.collectives import sum_over
+from moe_jax.parallel.collectives import sum_over, sum_parts, varying
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
 from moe_jax.resolve import resolve
 
@@ -73,6 +75,7 @@ ROUTED = {
         "moe.router": "soft", "moe.balance_loss": 0.0, "moe.eval_capacity_factor": 1.25, "moe.num_shared_experts": 1,
     },
     "expert dropout": {"moe.expert_dropout": 0.1},
+    "quantile balancing": {"moe.router": "sigmoid", "moe.bias_rate": 1.0, "moe.bias_update": "quantile"},
 }  # fmt: skip
 
 
@@ -186,6 +189,45 @@ def test_a_weight_gathered_over_two_axes_at_once(monkeypatch):
 def test_gradients_summed_over_data_before_they_are_scattered(monkeypatch):
     monkeypatch.setattr(sharding, "varying", lambda x, axes: x)
     assert "elements are summed over data, more than" in broken({"data": 2, "fsdp": 4})
+
+
+TENSOR_MESH = {"fsdp": 2, "expert": 2, "tensor": 2}
+SOFT = {"moe.router": "soft", "moe.balance_loss": 0.0, "moe.eval_capacity_factor": 1.25}
+QUANTILE = {"moe.router": "sigmoid", "moe.bias_rate": 1.0, "moe.bias_update": "quantile"}
+
+
+def test_routed_and_shared_experts_summed_apart(monkeypatch):
+    apart = lambda parts, axis: sum(sum_over(part, [axis]) for part in parts)
+    monkeypatch.setattr(layer, "sum_parts", apart)
+    assert "elements are summed over tensor, more than" in broken(TENSOR_MESH, **{"moe.num_shared_experts": 1})
+
+
+@pytest.mark.parametrize("fields", [{}, SOFT], ids=["tokens", "slots"])
+def test_tokens_summed_over_tensor_once_more(monkeypatch, fields):
+    once_more = lambda parts, axis: lax.psum(varying(sum_parts(parts, axis) * 0.5, [axis]), axis)
+    monkeypatch.setattr(layer, "sum_parts", once_more)
+    assert "elements are summed over tensor, more than" in broken(TENSOR_MESH, **fields)
+
+
+@pytest.mark.parametrize("fields", [{}, QUANTILE], ids=["load", "quantile"])
+def test_tokens_summed_over_expert(monkeypatch, fields):
+    over_expert = lambda parts, axis: lax.psum(sum_parts(parts, axis), "expert")
+    monkeypatch.setattr(layer, "sum_parts", over_expert)
+    assert "of statistics and norms" in broken({"expert": 8}, **fields)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("all-to-all", {"axes": ("data",)}, "tokens are exchanged over the axis expert alone"),
+        ("all-to-all", {"bytes": 1.0}, "the all-to-alls of a step hold"),
+        ("all-reduce", {"axes": ()}, "its replica groups are those of no mesh axis"),
+    ],
+)
+def test_collectives_that_no_patch_plants(kind, change, message):
+    found, run, on = compiled({"data": 2, "expert": 4})
+    changed = [dataclasses.replace(c, **change) if c.kind == kind else c for c in found]
+    assert message in "\n".join(violations(changed, run, on))
 
 
 def test_statistics_of_one_shard_do_not_even_trace():

@@ -116,6 +116,7 @@ def route(moe: MoEConfig, weights, x, valid, noise, step, train) -> Expected:
                 row = (chosen, softmax(logits[t])[chosen], *row[2:])
             chosen, gate, probabilities, load = row
             gate, input_gate, identity_gate, kept = gates_of(moe, chosen, gate, weights.get("scale"))
+            chosen = np.where(kept, chosen, zeros.size)  # past the last expert: no choice
             identity_gate = np.array(identity_gate) * group_valid[t]
             rows.append((chosen, gate, probabilities, load, logits[t], input_gate, identity_gate, kept))
     shaped = [np.array(column).reshape(*x.shape[:2], -1) for column in zip(*rows, strict=True)]

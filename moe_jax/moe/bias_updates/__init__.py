@@ -11,6 +11,6 @@ __all__ = ["BIAS_UPDATES", "BalanceBias", "BiasUpdate", "updated_bias"]
 BIAS_UPDATES: dict[str, BiasUpdate] = {
     "sign": BiasUpdate(choices, by_sign),
     "proportional": BiasUpdate(choices, in_proportion),
-    "longcat": BiasUpdate(choices, to_shares),
-    "quantile": BiasUpdate(margins, to_quantile),
+    "longcat": BiasUpdate(choices, to_shares, routers=("longcat",)),
+    "quantile": BiasUpdate(margins, to_quantile, routers=("sigmoid",)),
 }

@@ -22,6 +22,7 @@ class BiasUpdate(NamedTuple):
 
     evidence: SumOf  # what it looks at
     moved: Callable[[Array, Array, MoEConfig], Array]  # (bias [*M, A], global evidence [*M, ...], settings) -> bias
+    routers: tuple[str, ...] = ()  # that it is made for; (): all that have a bias
 
 
 def updated_bias(

@@ -14,4 +14,4 @@ def to_shares(bias: Float[Array, "*M A"], choices: Float[Array, "*M A"], moe: Mo
     total = jnp.sum(choices, axis=-1, keepdims=True)
     share = moe.target_experts / (moe.top_k * moe.num_experts)
     moved = moe.bias_rate * (share - choices / jnp.maximum(total, 1))
-    return bias + jnp.where(jnp.arange(bias.shape[-1]) < moe.num_experts, moved, 0)
+    return bias + jnp.where((total > 0) & (jnp.arange(bias.shape[-1]) < moe.num_experts), moved, 0)

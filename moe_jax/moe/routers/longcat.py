@@ -17,6 +17,10 @@ class LongCat(TopK):
     @classmethod
     def check(cls, moe, name_of):
         """See `Router.check`."""
+        if not moe.null_experts:
+            raise ConfigError(
+                "moe.null_experts=0 with moe.router='longcat', which differs by them from 'top_k': use that"
+            )
         if (moe.bias_update == "longcat") != (0 < moe.target_experts <= moe.top_k):
             raise ConfigError(
                 f"moe.target_experts={moe.target_experts} with moe.bias_update={moe.bias_update!r}: 'longcat' needs "

@@ -28,4 +28,4 @@ class TopP(Router):
         """See `Router.choose`."""
         choices = top_k_choices(logits, jax.nn.log_softmax(logits), self.moe, None)
         before = jnp.cumsum(choices.gate, axis=-1) - choices.gate  # the probability of the experts it prefers
-        return choices._replace(kept=before < self.moe.top_p)
+        return choices._replace(expert=jnp.where(before < self.moe.top_p, choices.expert, logits.shape[-1]))
