@@ -20,8 +20,8 @@ class LongCat(TopK):
         within = moe.null_experts > 0 and 0 < moe.target_experts <= moe.top_k
         if not (within if moe.bias_update == "longcat" else moe.target_experts == 0):
             raise ConfigError(
-                f"moe.target_experts={moe.target_experts} with moe.bias_update={moe.bias_update!r}: 'longcat' needs null "
-                f"experts and a target above 0 and at most {name_of['top_k']}={moe.top_k}, any other bias update needs 0"
+                f"moe.target_experts={moe.target_experts} with moe.bias_update={moe.bias_update!r}: 'longcat' needs "
+                f"null experts and a target above 0 and at most {name_of['top_k']}={moe.top_k}, any other needs 0"
             )
 
     def choose(self, x, logits, context):
