@@ -22,7 +22,7 @@ from moe_jax.moe.layer import MoELayer
 from moe_jax.parallel import exchange, sharding
 from moe_jax.parallel.collectives import sum_over, sum_parts, varying
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
-from moe_jax.resolve import resolve
+from moe_jax.resolve import ConfigError, resolve
 
 apply_experts = Experts.__call__
 MESHES = (
@@ -122,6 +122,11 @@ def test_other_models_keep_it_too(mesh, fields):
     found, run, on = compiled(mesh, **fields)
     assert found
     assert violations(found, run, on) == []
+
+
+def test_a_kernel_that_the_platform_does_not_have_is_refused_before_compiling():
+    with pytest.raises(ConfigError, match=r"attention\.kernel='cudnn' runs on gpu and JAX is on cpu: use .*'xla'"):
+        compiled({"expert": 8}, **{"attention.kernel": "cudnn", "model.dtype": "bfloat16"})
 
 
 def broken(mesh={"data": 2, "expert": 4}, **fields):  # noqa: B006, never changed
