@@ -41,7 +41,7 @@ def route(logits, valid) -> Routing:
     return Routing(expert, gate, wanted, jnp.asarray(valid), probabilities, logits, smooth_load=smooth_load)
 
 
-ALL_LOSSES = MoEConfig(num_experts=E, top_k=K, importance_loss=1.0, load_loss=1.0)
+ALL_LOSSES = MoEConfig(router="noisy_top_k", num_experts=E, top_k=K, importance_loss=1.0, load_loss=1.0)
 
 
 def sums_of_routing(routing, moe=ALL_LOSSES, rows=1):
@@ -181,7 +181,8 @@ def test_coefficient_of_variation_by_hand():
 def test_layers_add_up_and_each_loss_has_its_weight(scope):
     """Two parts, of one layer and of two; the layers of other parts may have other numbers of experts."""
     moe = MoEConfig(
-        num_experts=E, top_k=K, balance_scope=scope, balance_loss=0.5, z_loss=0.25, importance_loss=0.125, load_loss=2.0
+        router="noisy_top_k", num_experts=E, top_k=K, balance_scope=scope, balance_loss=0.5, z_loss=0.25,
+        importance_loss=0.125, load_loss=2.0,
     )  # fmt: skip
     parts, expected = [], np.zeros(4)
     for layers in ((0,), (1, 2)):
