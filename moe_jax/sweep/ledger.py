@@ -11,17 +11,15 @@ What a cell's status is follows from the files in its own work directory, so tha
 loses nothing.
 """
 
-import contextlib
 import csv
-import fcntl
 import json
 import math
 import os
-import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from moe_jax.files.lock import locked
 from moe_jax.journal.reading import CONFIG, read_summary
 from moe_jax.journal.workdir import is_finished, make_writable, write_json
 from moe_jax.report.points import CellResult
@@ -179,36 +177,3 @@ def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> l
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-@contextlib.contextmanager
-def locked(path: Path, shared: bool = False, wait: bool = True) -> Iterator[TextIO]:
-    """Holds a lock file, which the system frees when the process dies, however it dies.
-
-    Where another process holds it: waits, or with `wait` false raises BlockingIOError with the holder as its text.
-    """
-    file = path.open("a+")
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        raise BlockingIOError(holder) from None
-    with file:
-        file.truncate(0)
-        if not shared:
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
-        yield file
-
-
-def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock file."""
-    if not path.exists():
-        return False
-    try:
-        with locked(path, wait=False):
-            return False
-    except BlockingIOError:
-        return True

@@ -9,6 +9,7 @@ import ml_collections
 from absl import logging
 
 from moe_jax.config.schema import DataConfig
+from moe_jax.files.lock import is_held, locked
 from moe_jax.journal.workdir import make_writable
 from moe_jax.report.sweep import write_report
 from moe_jax.sweep.board import Board
@@ -16,7 +17,7 @@ from moe_jax.sweep.cells import Cell, make_cells
 from moe_jax.sweep.derive import with_fields
 from moe_jax.sweep.design import Sweep, narrowed
 from moe_jax.sweep.launchers import Launcher
-from moe_jax.sweep.ledger import FINISHED, Ledger, is_held, locked
+from moe_jax.sweep.ledger import FINISHED, Ledger
 from moe_jax.sweep.scheduler import Scheduler
 from moe_jax.train.signals import StopRequest
 

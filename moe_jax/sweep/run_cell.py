@@ -7,10 +7,11 @@ from pathlib import Path
 import jax
 from absl import logging
 
+from moe_jax.files.lock import is_held, locked
 from moe_jax.journal.reading import CONFIG, METRICS
 from moe_jax.resolve import restore
 from moe_jax.sweep import failure
-from moe_jax.sweep.ledger import CELL, is_held, locked
+from moe_jax.sweep.ledger import CELL
 from moe_jax.tasks.results import loss_of
 from moe_jax.train.loop import train
 

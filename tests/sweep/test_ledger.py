@@ -7,7 +7,7 @@ import pytest
 from tiny_sweep import cells_of, finish
 
 from moe_jax.sweep import failure
-from moe_jax.sweep.ledger import Ledger, is_held, locked
+from moe_jax.sweep.ledger import Ledger
 from moe_jax.tasks import results
 from moe_jax.tasks.results import Result, Terms
 
@@ -191,24 +191,3 @@ def test_results_are_all_cells_for_the_report(ledger):
         (NAMES[1], POINTS[1], 0, "failed", "no memory"),
         (NAMES[2], POINTS[2], 0, "pending", ""),
     ]
-
-
-def test_a_lock_has_one_holder(tmp_path):
-    path = tmp_path / "lock"
-    with locked(path, wait=False):
-        assert is_held(path)
-        with pytest.raises(BlockingIOError, match=r"process \d+ on "), locked(path, wait=False):
-            pass
-        with pytest.raises(BlockingIOError), locked(path, shared=True, wait=False):
-            pass
-    assert not is_held(path)
-
-
-def test_a_shared_lock_has_many_and_names_none_of_the_past(tmp_path):
-    path = tmp_path / "lock"
-    with locked(path, wait=False):
-        pass
-    with locked(path, shared=True, wait=False), locked(path, shared=True, wait=False):
-        with pytest.raises(BlockingIOError) as refused, locked(path, wait=False):
-            pass
-        assert str(refused.value) == ""

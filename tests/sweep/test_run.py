@@ -3,10 +3,11 @@ import re
 import pytest
 from tiny_sweep import base, cells_of, finish
 
+from moe_jax.files.lock import locked
 from moe_jax.sweep.cells import make_cells
 from moe_jax.sweep.derive import fixed_group
 from moe_jax.sweep.design import Sweep, grid
-from moe_jax.sweep.ledger import Ledger, locked
+from moe_jax.sweep.ledger import Ledger
 from moe_jax.sweep.run import Shard, checked_cells, run_sweep, smoke
 
 FACTORS = {"moe.capacity_factor": (1.0, 2.0, 4.0)}

@@ -20,8 +20,6 @@ from tiny_sweep import (
     write_text,
 )
 
-from moe_jax.sweep.ledger import is_held, locked
-
 STEPS, SAVE_EVERY = 480, 40
 TIMES = {"train/tokens_per_second", "train/step_seconds", "tokens_per_second", "training_seconds", "startup_seconds"}
 FIRST, SECOND = "capacity_factor=1.0,seed=0", "capacity_factor=1.0,seed=1"
