@@ -9,6 +9,14 @@ class ConfigError(ValueError):
     """What a user asked for cannot run; its text is one line that names field, value and remedy."""
 
 
+class MachineError(Exception):
+    """The machine failed (a full disk, a missing permission, no memory), not the input; its text is one line."""
+
+
+class DivergedError(Exception):
+    """Training has left the finite numbers for good; its text is one line that says where."""
+
+
 def positive(name: str, value: int | float) -> None:
     """Raises unless value > 0."""
     if not value > 0:
