@@ -101,6 +101,7 @@ def main(script: Callable[[], int | None]) -> None:
     shown, and the code is 1.
     """
     terminal.prepare()
+    sys.unraisablehook = _show_unraisable
     app.run(lambda argv: _guarded(lambda: _run(script, argv)), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
 
 
@@ -119,10 +120,18 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
 def _is_worth_showing(record: python_logging.LogRecord) -> bool:
     """This package's messages, and others' warnings but for Orbax's.
 
-    Orbax logs every file that it touches, and each of its failures twice, with tracebacks, before it raises them.
+    Orbax logs every file that it touches, and each of its failures several times, with tracebacks, before it raises
+    them; so does asyncio, on which it writes.
     """
     path = Path(record.pathname)
-    return path.is_relative_to(_PACKAGE) or (record.levelno >= python_logging.WARNING and "orbax" not in path.parts)
+    storage = {"orbax", "asyncio"}.intersection(path.parts)
+    return path.is_relative_to(_PACKAGE) or (record.levelno >= python_logging.WARNING and not storage)
+
+
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Shows what was raised where nobody could catch it, but for writes that end after Orbax has given up on them."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse(argv: list[str]) -> list[str]:
