@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import random
 import warnings
 
@@ -40,44 +41,52 @@ STRINGS = {
     "data.tokenizer": ("bytes", "bpe"),
     "task": ("text",),
 }
+AXES = ("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.tensor")
+MESHES = ((1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 2, 1), (1, 1, 4, 1), (2, 1, 1, 2), (1, 2, 1, 2), (1, 1, 2, 1))
 KEPT = ("data.source", "data.cache_dir", "train.profile", "data.text_field")
 
 
 def draw_value(draw, name, default, declared):
-    """A value for a field: mostly of its type and small, sometimes absurd."""
-    absurd = draw.random() < 0.08
+    """A value for a field: mostly of its type and near its default, sometimes absurd."""
+    absurd = draw.random() < 0.05
     if absurd and draw.random() < 0.3:
         return draw.choice((None, "many", (), 1.5, True, [1, "two"]))
     if isinstance(default, bool):
         return draw.random() < 0.5
     if isinstance(default, int):
-        return draw.choice(ABSURD_INTEGERS if absurd else INTEGERS)
+        near = (max(default // 2, 1), default, 2 * default, 4 * default)
+        return draw.choice(ABSURD_INTEGERS if absurd else near if draw.random() < 0.7 else INTEGERS)
     if isinstance(default, float):
-        return draw.choice(ABSURD_FLOATS if absurd else FLOATS)
+        near = (default / 2, default, 2 * default)
+        return draw.choice(ABSURD_FLOATS if absurd else near if draw.random() < 0.7 else FLOATS)
     if isinstance(default, tuple):
         element = declared.__args__[0]
         one = STRINGS["moe.router"] if element is str else INTEGERS if element is int else FLOATS
-        return tuple(draw.choice(one) for _ in range(draw.randrange(4)))
+        return tuple(draw.choice(one) for _ in range(draw.choice((0, 0, 1, 2, 3))))
     return "nonsense" if absurd else draw.choice(STRINGS.get(name, ("", "nonsense")))
 
 
-def draw_fields(seed):
-    """Between one and eight changed fields, half of the time those of the mesh too."""
+def draw_fields(seed, base):
+    """Between one and four changed fields of the run `base`, half of the time the sizes of the mesh too."""
     draw = random.Random(seed)
-    default = RunConfig()
     declared = {
         f"{section.name}.{field.name}": field.type
         for section in dataclasses.fields(RunConfig)
         if dataclasses.is_dataclass(section.default)
         for field in dataclasses.fields(section.default)
     }
-    values = {name: value for name, value in flatten(default).items() if name not in KEPT}
-    chosen = draw.sample(sorted(values), draw.randint(1, 8))
+    values = {name: value for name, value in flatten(RunConfig()).items() if name not in KEPT} | base
+    names = sorted(name for name in values if name in declared and name not in KEPT and not name.startswith("mesh."))
+    moe = [name for name in names if name.startswith("moe.")]
+    chosen = dict.fromkeys(draw.choice(draw.choice((moe, names))) for _ in range(draw.randint(1, 4)))
+    fields = {name: draw_value(draw, name, values[name], declared[name]) for name in chosen}
     if draw.random() < 0.5:
-        chosen += [name for name in values if name.startswith("mesh.")]
-    fields = {name: draw_value(draw, name, values[name], declared.get(name)) for name in chosen}
-    for name in [name for name in fields if name.startswith("mesh.")]:
-        fields[name] = draw.choice((1, 1, 1, 2, 2, 4, -1)) if draw.random() < 0.95 else fields[name]
+        axes = draw.choice(
+            ((1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 2, 1), (1, 1, 4, 1), (2, 1, 1, 2), (1, 2, 1, 2), (1, 1, 2, 1))
+        )
+        fields |= dict(zip(("mesh.data", "mesh.fsdp", "mesh.expert", "mesh.tensor"), axes, strict=True))
+    if draw.random() < 0.03:
+        fields["mesh.data"] = draw.choice((-1, 0, 3, 64, "all"))
     return fields
 
 
@@ -95,7 +104,9 @@ def outcome(fields, tiny, workdir):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            assert train(resolve(config, jax.device_count()), workdir) == 0
+            sizes = [size for size in config.mesh.values() if isinstance(size, int)]
+            devices = min(max(math.prod(sizes), 1), jax.device_count())
+            assert train(resolve(config, devices), workdir) == 0
     except DivergedError as error:
         return "diverged", str(error)
     except ConfigError as error:
@@ -110,7 +121,7 @@ def outcome(fields, tiny, workdir):
 def test_trained_or_refused(worker, tiny, tmp_path):
     counts, failures = collections.Counter(), []
     for number in range(worker, COUNT, WORKERS):
-        fields = draw_fields(SEED + number)
+        fields = draw_fields(SEED + number, tiny)
         try:
             what, line = outcome(fields, tiny, tmp_path / str(number))
         except Exception as error:
