@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import api_pb2
+from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from moe_jax.config.rules import DivergedError
 from moe_jax.train.checkpoints import Checkpoints
@@ -127,6 +130,9 @@ def test_a_run_that_diverges_keeps_its_finite_checkpoint_and_ends_as_a_failure(m
         train(run, tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
     assert not (tmp_path / "summary.json").exists()
+    events = EventAccumulator(str(tmp_path / "tensorboard/hparams")).Reload()
+    ended = events.SummaryMetadata(hparams_metadata.SESSION_END_INFO_TAG).plugin_data.content
+    assert hparams_metadata.parse_session_end_info_plugin_data(ended).status == api_pb2.STATUS_FAILURE
 
 
 def test_a_bad_batch_is_passed_and_counted(make_run, tmp_path, nan_from, caplog):
