@@ -1,10 +1,13 @@
 """What section `data` of a run has to satisfy."""
 
-from moe_jax.config.rules import each, not_negative, positive
+from moe_jax.config.rules import each, not_negative, one_of, positive
 from moe_jax.config.schema import RunConfig
-from moe_jax.data.sources import parse_sources
+from moe_jax.data.cache import cache_root
+from moe_jax.data.sources import check_sources
 from moe_jax.data.split import check_holdout_fraction
 from moe_jax.data.tokenizers import check_tokenizer
+
+IDS_DTYPES = ("uint8", "uint16", "uint32", "int32", "int64")
 
 
 def check(run: RunConfig) -> None:
@@ -14,7 +17,9 @@ def check(run: RunConfig) -> None:
     compiled may have any vocabulary.
     """
     each(run, "data.sequence_length data.batch_size", positive)
-    each(run, "data.max_bytes", not_negative)
-    check_tokenizer(run.data.tokenizer)
+    each(run, "data.max_bytes data.workers data.ids_vocab_size", not_negative)
+    one_of("data.ids_dtype", run.data.ids_dtype, IDS_DTYPES)
+    cache_root(run.data)
+    check_tokenizer(run.data)
     check_holdout_fraction(run.data.holdout_fraction)
-    parse_sources(run.data)
+    check_sources(run.data)

@@ -13,15 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from moe_jax.config.schema import RunConfig
-from moe_jax.data import (
-    Batch,
-    Corpus,
-    gzip_bits_per_byte,
-    heldout_batches,
-    load_corpus,
-    train_iterator,
-    unigram_bits_per_byte,
-)
+from moe_jax.data.baselines import gzip_bits_per_byte, unigram_bits_per_byte
+from moe_jax.data.corpus import Corpus, load_corpus
+from moe_jax.data.pipeline import Batch, heldout_batches, train_iterator
 from moe_jax.models.decoder import Decoder
 from moe_jax.moe.sums import Sums
 from moe_jax.tasks.task import Scores

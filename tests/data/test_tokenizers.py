@@ -5,7 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from moe_jax.data.tokenizers import BPETokenizer, ByteTokenizer, build_bpe, check_vocab_size
+from moe_jax.config.schema import DataConfig
+from moe_jax.data.tokenizers import BPETokenizer, ByteTokenizer, TrainingText, check_vocab_size
+from moe_jax.data.tokenizers.bpe import build_bpe
 
 TEXTS = ["the cat sat on the mat; the cat sat. " * 20, "naïve café: 你好, мир\r\n\t\x00 🙂", " leading, trailing ", ""]
 BATCH = [text.encode() for text in TEXTS]
@@ -67,20 +69,22 @@ def test_bpe_does_not_depend_on_threads():
 
 
 def test_bpe_is_trained_once(tmp_path, monkeypatch):
-    first = build_bpe(BATCH, 270, tmp_path)
+    texts = TrainingText(len(BATCH), "digest", lambda: BATCH)
+    first = build_bpe(texts, 270, tmp_path)
     monkeypatch.setattr(BPETokenizer, "train", lambda texts, vocab_size: f"trained for {vocab_size}")
-    assert build_bpe(BATCH, 270, tmp_path) == first
-    assert build_bpe(BATCH, 271, tmp_path) == "trained for 271"
-    assert build_bpe(BATCH[:1], 270, tmp_path) == "trained for 270"
+    assert build_bpe(texts, 270, tmp_path) == first
+    assert build_bpe(texts, 271, tmp_path) == "trained for 271"
+    assert build_bpe(texts._replace(digest="other"), 270, tmp_path) == "trained for 270"
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
 def test_a_vocabulary_that_is_too_small(name):
-    check_vocab_size(name, 257)
+    config = DataConfig(tokenizer=name)
+    check_vocab_size(config, 257)
     with pytest.raises(ValueError, match=rf"model\.vocab_size=256 is smaller than .*'{name}'.*: use at least 257"):
-        check_vocab_size(name, 256)
+        check_vocab_size(config, 256)
 
 
 def test_an_unknown_tokenizer():
-    with pytest.raises(ValueError, match=r"data\.tokenizer='words' is unknown: choose one of bytes, bpe"):
-        check_vocab_size("words", 1000)
+    with pytest.raises(ValueError, match=r"data\.tokenizer='words' is unknown: choose one of bytes, bpe, hf:FILE, ids"):
+        check_vocab_size(DataConfig(tokenizer="words"), 1000)
