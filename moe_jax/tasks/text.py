@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from moe_jax.config.schema import RunConfig
 from moe_jax.data.baselines import gzip_bits_per_byte, unigram_bits_per_byte
 from moe_jax.data.corpus import Corpus, load_corpus
-from moe_jax.data.pipeline import Batch, heldout_batches, train_iterator
+from moe_jax.data.pipeline import Batch, TrainBatches, heldout_batches, train_iterator
 from moe_jax.models.decoder import Decoder
 from moe_jax.moe.sums import Sums
 from moe_jax.tasks.task import Scores
@@ -81,7 +80,7 @@ class TextDataset:
         """The hash of the tokens of both splits."""
         return self.corpus.sha256
 
-    def train_batches(self, process_index: int = 0, process_count: int = 1) -> grain.DatasetIterator:
+    def train_batches(self, process_index: int = 0, process_count: int = 1) -> TrainBatches:
         """See `Dataset.train_batches`."""
         return train_iterator(self.corpus, self.run.data, self.run.seed, process_index, process_count)
 
