@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from absl import logging
 
+from moe_jax.config import rules
 from moe_jax.config.rules import ConfigError, MachineError
 from moe_jax.config.schema import DataConfig
 from moe_jax.files.digests import DIGESTS, damage, has_digests, write_digests
@@ -23,13 +24,7 @@ QUIET_SECONDS = 3.0  # of waiting for another process, before a line says so
 
 def cache_root(config: DataConfig) -> Path:
     """`data.cache_dir` as a path. Raises ConfigError for what cannot be one."""
-    try:
-        root = Path(config.cache_dir).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"data.cache_dir={config.cache_dir!r} cannot be a path ({error}): give another") from None
-    if not config.cache_dir or "\0" in config.cache_dir:
-        raise ConfigError(f"data.cache_dir={config.cache_dir!r} cannot be a path: give another")
-    return root
+    return rules.directory("data.cache_dir", config.cache_dir)
 
 
 def cache_key(*parts: object) -> str:
