@@ -1,12 +1,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from moe_jax.config.schema import DataConfig
-from moe_jax.data.tokenizers import BPETokenizer, ByteTokenizer, TrainingText, check_vocab_size
+from moe_jax.data.tokenizers import BPETokenizer, ByteTokenizer, TrainingText, bpe, check_vocab_size
 from moe_jax.data.tokenizers.bpe import build_bpe
 
 TEXTS = ["the cat sat on the mat; the cat sat. " * 20, "naïve café: 你好, мир\r\n\t\x00 🙂", " leading, trailing ", ""]
@@ -54,9 +56,26 @@ def test_bpe_learns_frequent_words_within_its_vocabulary():
     assert BPETokenizer(BPETokenizer.train(BATCH, 257)).vocab_size == 257
 
 
+def test_bpe_is_trained_on_long_runs_in_parts(monkeypatch):
+    """A word's pairs are merged in time that grows with the square of its length, so none is longer than a limit."""
+    seen = []
+    monkeypatch.setattr(tokenizers.Tokenizer, "train_from_iterator", lambda self, parts, trainer: seen.extend(parts))
+    texts = ["a" * 2500 + " " + "1" * 1001, "word " * 1000, " " * 2000 + "-" * 999]
+    BPETokenizer.train([text.encode() for text in texts], 300)
+    assert "".join(seen) == "".join(texts)
+    assert [len(part) for part in seen] == [1000, 1000, 1501, 1, 5000, 1000, 1999]
+
+
+def test_bpe_of_ordinary_text_is_that_of_the_whole_text(monkeypatch):
+    text = Path(os.__file__).read_text()
+    whole = BPETokenizer.train([text.encode()], 400)
+    monkeypatch.setattr(bpe, "_cut", lambda text: [text])
+    assert BPETokenizer.train([text.encode()], 400) == whole
+
+
 def test_bpe_does_not_depend_on_threads():
     program = (
-        "from moe_jax.data.tokenizers import BPETokenizer; import sys;"
+        "from moe_jax.data.tokenizers import bpe, BPETokenizer; import sys;"
         "text = open(sys.argv[1], 'rb').read(); print(BPETokenizer.train(text.splitlines(True), 400))"
     )
 

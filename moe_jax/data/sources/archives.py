@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe_jax.config.rules import ConfigError
-from moe_jax.data.sources.source import library, reading
+from moe_jax.data.sources.compression import decompressed
+from moe_jax.data.sources.source import reading
 
 ZIP = (".zip",)
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -50,7 +51,7 @@ def _zip_members(path: Path) -> Iterator[tuple[str, bytes]]:
 def _tar_members(spec: str, path: Path) -> Iterator[tuple[str, bytes]]:
     with contextlib.ExitStack() as stack:
         if path.name.lower().endswith(".zst"):
-            stream = stack.enter_context(library(spec, "zstandard").open(path, "rb"))
+            stream = decompressed(spec, str(path), stack.enter_context(path.open("rb")))
             archive = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
         else:
             archive = stack.enter_context(tarfile.open(path, mode="r|*"))

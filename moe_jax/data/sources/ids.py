@@ -50,7 +50,7 @@ def check_ids(spec: str, path: str, ids: NDArray[Any], position: int, tokenizer:
 def _pieces(block: NDArray[Any], ends: NDArray[Any]) -> Iterator[tuple[NDArray[Any], bool]]:
     """The ids between ends, none longer than LONGEST, and whether an end follows."""
     begin = 0
-    for end in (*ends, len(block)):
+    for end in (*ends.tolist(), len(block)):
         while end - begin > LONGEST:
             yield block[begin : begin + LONGEST], False
             begin += LONGEST

@@ -1,20 +1,16 @@
 """Lines of JSON, plain or compressed."""
 
 import dataclasses
-import gzip
-import io
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from moe_jax.config.rules import ConfigError
 from moe_jax.data.documents import Document, printable
+from moe_jax.data.sources.compression import SUFFIXES, broken, decompressed
 from moe_jax.data.sources.files import Files
-from moe_jax.data.sources.source import library, reading
-
-COMPRESSED = frozenset((".gz", ".zst"))
+from moe_jax.data.sources.source import reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +31,7 @@ class JsonLines:
     def read(self) -> Iterator[Document | None]:
         """Reads the lines. Blank lines and empty texts are skipped; any other bad line is an error with its number."""
         for path, name in Files(self.spec, self.pattern).paths():
-            plain = Path(path).with_suffix("") if Path(path).suffix in COMPRESSED else Path(path)
+            plain = Path(path).with_suffix("") if Path(path).suffix in SUFFIXES else Path(path)
             for number, line in self._lines(path):
                 record = self._parse(f"{path}:{number}", line)
                 # JSON can spell lone surrogates, which UTF-8 cannot: they become "?".
@@ -49,13 +45,13 @@ class JsonLines:
 
     def _lines(self, path: str) -> Iterator[tuple[int, bytes]]:
         """The lines that are not blank, with their numbers."""
-        broken: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile, *self._zstd_errors(path))
-        with reading(self.spec, path), open(path, "rb") as raw, self._decompressed(path, raw) as file:
+        not_whole = broken(self.spec, path)
+        with reading(self.spec, path), open(path, "rb") as raw, decompressed(self.spec, path, raw) as file:
             lines = enumerate(file, start=1)
             while True:
                 try:
                     number, line = next(lines, (0, b""))
-                except broken as error:
+                except not_whole as error:
                     raise ConfigError(
                         f"data.source={self.spec!r}: {path!r} is not whole ({error}): get it again"
                     ) from None
@@ -63,17 +59,6 @@ class JsonLines:
                     return
                 if line.strip():
                     yield number, line
-
-    def _decompressed(self, path: str, file: IO[bytes]) -> IO[bytes] | io.BufferedIOBase:
-        if path.endswith(".gz"):
-            return gzip.GzipFile(fileobj=file)
-        if path.endswith(".zst"):
-            decompressor = library(self.spec, "zstandard").ZstdDecompressor()
-            return io.BufferedReader(decompressor.stream_reader(file, read_across_frames=True), 1 << 20)
-        return file
-
-    def _zstd_errors(self, path: str) -> tuple[type[Exception], ...]:
-        return (library(self.spec, "zstandard").ZstdError,) if path.endswith(".zst") else ()
 
     def _parse(self, where: str, line: bytes) -> dict[str, Any]:
         try:

@@ -47,9 +47,9 @@ def reading(spec: str, path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
         raise MachineError(
-            f"data.source={spec!r}: {str(path)!r} cannot be read ({error.strerror or error}): make it readable, or "
-            "leave it out"
+            f"data.source={spec!r}: {str(path)!r} cannot be read ({reason}): make it readable, or leave it out"
         ) from None
 
 
