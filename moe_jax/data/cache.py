@@ -39,31 +39,30 @@ def cached(directory: Path, what: str, build: Callable[[Path], None], open_entry
     on one host or on several, one builds and the others wait for it. Raises MachineError where the cache cannot be
     written, and whatever `build` raises.
     """
-    opened = _open_whole(directory, what, open_entry)
+    opened, _ = _open_whole(directory, open_entry)
     if not opened:
         with building(directory, what):
-            opened = _open_whole(directory, what, open_entry)  # by the process that this one waited for
+            opened, reason = _open_whole(directory, open_entry)  # built by the process that this one waited for
             if not opened:
+                if reason:
+                    logging.warning("%s in %s is damaged (%s): it is built again", what.capitalize(), directory, reason)
                 discard(directory)
                 with publish(directory) as draft:
                     build(draft)
     return opened[0] if opened else open_entry(directory)
 
 
-def _open_whole(directory: Path, what: str, open_entry: Callable[[Path], Opened]) -> list[Opened]:
-    """The opened entry as a list of one; an empty list, after a warning, where the entry is missing or damaged."""
+def _open_whole(directory: Path, open_entry: Callable[[Path], Opened]) -> tuple[list[Opened], str]:
+    """The opened entry as a list of one, or an empty list and what is damaged, which is empty where it is missing."""
     try:
         if not directory.exists() and not directory.is_symlink():
-            return []
+            return [], ""
         reason = damage_of(directory)
-        if reason is None:
-            return [open_entry(directory)]
+        return ([open_entry(directory)], "") if reason is None else ([], reason)
     except (ConfigError, MachineError):
         raise
     except Exception as error:  # damage has as many forms as there are libraries that read the files
-        reason = " ".join(str(error).split()) or type(error).__name__
-    logging.warning("%s in %s is damaged (%s): it is built again", what.capitalize(), directory, reason)
-    return []
+        return [], " ".join(str(error).split()) or type(error).__name__
 
 
 def damage_of(directory: Path) -> str | None:
