@@ -6,7 +6,7 @@ in several processes if that is worth it, into shards (`shards.py`).
 
 Memory does not grow with the corpus: it stays below 400 MiB in this process and 200 MiB in each that tokenizes, plus
 ten times the largest document. Training a BPE takes more, up to 1 GiB, on at most `TRAINED_ON` bytes of text. Of each
-document, 61 bytes are on disk while the corpus is built, and 12 remain.
+document, 85 bytes are on disk while the corpus is built, and 12 remain.
 """
 
 import dataclasses
