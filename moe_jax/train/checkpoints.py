@@ -6,6 +6,7 @@ so that a flipped bit would otherwise become other weights without a word.
 
 import contextlib
 import itertools
+import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from moe_jax.train.state import TrainState
 args = ocp.args
 DRAFT = "orbax-checkpoint-tmp"  # what the name of a checkpoint that is not whole yet contains
 RESTARTS = 10  # of a restore beside a run that keeps removing its older checkpoints
-OS_ERROR = re.compile(r"OS error \d+: (?:E[A-Z]+ )?([^\]\n]+)")  # how TensorStore words a failure of the system
+OS_ERROR = re.compile(r"(?:os_error_code='|OS error )(\d+)")  # how TensorStore words a failure of the system
 
 
 class Restored(NamedTuple):
@@ -200,6 +201,6 @@ def system_failure(error: BaseException | None) -> str | None:
         if isinstance(error, OSError) and error.strerror:
             return error.strerror
         if match := OS_ERROR.search(str(error)):
-            return match[1].strip()
+            return os.strerror(int(match[1]))
         error = error.__cause__ or error.__context__
     return None

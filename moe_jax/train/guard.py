@@ -59,8 +59,8 @@ class Guard:
         if self.in_a_row > self._max_skipped:
             raise DivergedError(
                 f"training has diverged: {self.in_a_row} updates in a row would not have been finite, more than "
-                f"train.max_skipped={self._max_skipped}; {skipped}. The weights are those before the first of them: "
-                "lower train.learning_rate, or raise train.max_skipped to go past these batches"
+                f"train.max_skipped={self._max_skipped}; {skipped}. All checkpoints are finite: lower "
+                "train.learning_rate, or raise train.max_skipped to go past these batches"
             )
         logging.warning("Skipped the update of %s (%d in a row)", skipped, self.in_a_row)
 

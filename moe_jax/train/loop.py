@@ -183,7 +183,9 @@ class _Loop:
                     self.checkpoints.wait()
             except MachineError as error:
                 if last:
-                    raise
+                    raise MachineError(
+                        f"{error}: mend that, and the same command goes on from the newest one"
+                    ) from None
                 logging.warning("%s: training goes on, and the next checkpoint takes its place", error)
 
     def _finish(self) -> None:
