@@ -17,7 +17,7 @@ from moe_jax.data.encoding import Item, encoder
 from moe_jax.data.pipeline import train_iterator
 from moe_jax.data.tokenizers import BPETokenizer
 
-SHAPES = ((128, 64), (1024, 32), (4096, 8))  # sequence length, sequences a batch
+SHAPES = ((128, 64), (2048, 16))  # sequence length, sequences a batch
 TOKENS = 1 << 22  # that are read in a turn
 TEXT_BYTES = 1 << 24  # of the standard library that are tokenized in a turn
 VOCABULARY = 8192
