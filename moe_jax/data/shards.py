@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Integer
 from numpy.typing import NDArray
 
+from moe_jax.config.rules import MachineError
+
 SHARD_TOKENS = 1 << 27  # ids in a shard: 256 or 512 MiB
 RESIDENT = 1 << 24  # bytes of a file that is read into memory when it is opened, rather than piece by piece
 BUFFER = 1 << 20  # ids that are gathered before they are written
@@ -109,7 +111,7 @@ class StoredTokens:
         return sum(self._sizes)
 
     def __getitem__(self, piece: slice) -> Integer[np.ndarray, " piece"]:
-        """The ids start:stop. Raises EOFError where a shard has become shorter."""
+        """The ids start:stop. Raises MachineError where a shard can no longer be read, or has become shorter."""
         if self._resident is not None:
             return self._resident[piece]
         ids = np.empty(piece.stop - piece.start, self.dtype)
@@ -126,9 +128,14 @@ class StoredTokens:
         size = self.dtype.itemsize
         view, done = memoryview(into).cast("B"), 0
         while done < len(view):
-            got = os.preadv(self._files[shard].fileno(), [view[done:]], offset * size + done)
-            if not got:
-                raise EOFError(f"{self._files[shard].name} has become shorter while it was read: start again")
+            try:
+                got = os.preadv(self._files[shard].fileno(), [view[done:]], offset * size + done)
+            except OSError as error:
+                reason = error.strerror
+            else:
+                reason = "" if got else "it has become shorter"
+            if reason:
+                raise MachineError(f"data.cache_dir: {self._files[shard].name} cannot be read ({reason}): start again")
             done += got
 
 

@@ -101,7 +101,9 @@ def test_a_shard_that_is_cut_while_it_is_read(tmp_path, monkeypatch):
     writer.finish()
     tokens = StoredTokens(tmp_path, "part", np.uint16)
     (tmp_path / "part.tokens.00000").write_bytes(b"")
-    with pytest.raises(EOFError, match=r"part\.tokens\.00000 has become shorter while it was read: start again"):
+    with pytest.raises(
+        MachineError, match=r"part\.tokens\.00000 cannot be read \(it has become shorter\): start again"
+    ):
         tokens[2:5]
 
 
