@@ -9,6 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from moe_jax.files import limits, terminal
+
+terminal.quiet_interrupts()  # here, since the imports below take seconds
+
+# isort: split
 import jax
 import ml_collections
 from absl import app, flags, logging
@@ -16,7 +21,6 @@ from ml_collections import config_flags
 
 from moe_jax.config.rules import ConfigError, DivergedError, MachineError, directory
 from moe_jax.config.schema import RunConfig, flatten
-from moe_jax.files import limits, terminal
 from moe_jax.resolve import check_field, resolve
 
 BAD_INPUT, MACHINE, DIVERGED = 2, 3, 4  # exit codes; 1 is Python's own, for a fault of the code

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ WORKDIRS = {
     "gs://bucket/run": "mount gs and give",
     "~nosuchuser/run": "begins at a home directory that is not known here: write the path out, or set HOME",
     "a\0b": "has a NUL character",
+    "--config.seed=1": "is a flag: give --workdir a path of its own",
 }
 
 
@@ -176,6 +178,15 @@ def test_closed_streams_and_a_terminal_of_few_letters(tmp_path, closed):
     assert file.read_text() == ""
     if ">&-" not in closed.replace("2>&-", ""):
         assert done.stdout == "wiki/en (\\u03b1)\n"
+
+
+def test_ctrl_c_while_libraries_are_imported():
+    program = "from moe_jax import cli; raise KeyboardInterrupt"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr == ""
+    failed = subprocess.run([sys.executable, "-c", "from moe_jax import cli; 1 / 0"], cwd=ROOT, capture_output=True)
+    assert failed.returncode == 1 and b"ZeroDivisionError" in failed.stderr
 
 
 def test_prepared_streams_stay_as_they_are(capsys):

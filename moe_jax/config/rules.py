@@ -22,6 +22,8 @@ def directory(name: str, value: str) -> Path:
     """The directory that a field or flag names, "~" expanded. Raises ConfigError for what can be none here."""
     if not value.strip():
         raise ConfigError(f"{name}={value!r} names no directory: give a path")
+    if value.startswith("--"):
+        raise ConfigError(f"{name}={value!r} is a flag: give {name} a path of its own, as in {name}=runs/first")
     scheme, separator, _ = value.partition("://")
     if separator:
         raise ConfigError(f"{name}={value!r} is no path of this machine: mount {scheme} and give its path here")

@@ -2,6 +2,18 @@
 
 import os
 import sys
+from types import TracebackType
+
+
+def quiet_interrupts() -> None:
+    """From here on, Ctrl-C ends the program without a traceback, wherever nobody catches it."""
+    show = sys.excepthook
+
+    def show_but_interrupts(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        if not issubclass(kind, KeyboardInterrupt):
+            show(kind, error, traceback)
+
+    sys.excepthook = show_but_interrupts
 
 
 def prepare() -> None:

@@ -20,7 +20,7 @@ ZERO_ALLOWED = {
     *("moe.second_threshold", "moe.jitter", "moe.expert_dropout", "moe.balance_loss", "moe.z_loss"),
     *("moe.null_experts", "moe.top_groups", "moe.final_temperature", "moe.temperature_steps"),
     *("moe.shared_d_ff", "moe.importance_loss", "moe.load_loss", "moe.bias_rate", "moe.bias_steps"),
-    *("data.ids_vocab_size", "data.workers", "train.final_learning_rate"),
+    *("data.ids_vocab_size", "data.workers", "train.final_learning_rate", "train.max_skipped"),
     *("train.b1", "train.b2", "train.weight_decay", "train.clip_norm"),
 }
 CHOICES = {
