@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 import pytest
+import tiny_run
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
@@ -128,15 +129,63 @@ PROGRAM = """
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("tokenizer", ["bytes", "hf"])
-def test_a_corpus_four_times_larger_than_memory(tmp_path, tokenizer):
+TRAINS = """
+    import json, pathlib, resource, sys
+    from moe_jax.config import default_config
+    from moe_jax.resolve import resolve
+    from moe_jax.train.loop import train
+
+    def status(name):
+        return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
+
+    def run(name, source):
+        config = default_config()
+        config.update_from_flattened_dict(json.loads(sys.argv[1]) | {"data.source": source, "data.workers": 1})
+        assert train(resolve(config), pathlib.Path(sys.argv[3]) / name) == 0
+
+    limit, folder = int(sys.argv[2]), sys.argv[3]
+    run("small", f"jsonl:{folder}/small.jsonl")  # what training takes by itself: compiler, programs, threads
+    before = status("VmHWM")
+    resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + limit,) * 2)
+    run("large", f"jsonl:{folder}/large.jsonl")
+    print(status("VmHWM") - before)
+"""
+
+
+def write_text(path, size):
+    """JSONL of about so many bytes."""
     random = np.random.RandomState(0)
     words = [bytes(random.randint(97, 123, size).astype(np.uint8)) for size in random.randint(2, 9, 5000)]
-    with (tmp_path / "large.jsonl").open("wb") as file:
-        while file.tell() < 4 * LIMIT:
+    with path.open("wb") as file:
+        while file.tell() < size:
             text = b" ".join(words[i] for i in random.randint(0, len(words), 1000))
             file.write(b'{"text": "' + text + b'"}\n')
+
+
+def run_program(program, *arguments):
+    """The words that a program printed; it has to end well."""
+    command = [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.split()
+
+
+@pytest.mark.slow
+def test_a_corpus_four_times_larger_than_memory_trains(tmp_path):
+    write_text(tmp_path / "small.jsonl", 1 << 20)
+    write_text(tmp_path / "large.jsonl", 4 * LIMIT)
+    fields = tiny_run.TINY | {"data.cache_dir": f"{tmp_path}/cache", "data.holdout_fraction": 0.01, "eval.batches": 2}
+    grown = run_program(TRAINS, json.dumps(fields), LIMIT, tmp_path)[-1]
+    assert int(grown) < LIMIT
+    summary = json.loads((tmp_path / "large/summary.json").read_text())
+    assert summary["steps"] == tiny_run.TINY["train.steps"] and summary["eval_loss"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokenizer", ["bytes", "hf"])
+def test_a_corpus_four_times_larger_than_memory_is_built_and_read(tmp_path, tokenizer):
+    write_text(tmp_path / "large.jsonl", 4 * LIMIT)
     if tokenizer == "hf":
         bpe = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "ab": 1}, unk_token="<unk>"))
         bpe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -148,10 +197,6 @@ def test_a_corpus_four_times_larger_than_memory(tmp_path, tokenizer):
         "sequence_length": 512,
         "workers": 2,
     }
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), json.dumps(config), str(LIMIT)]
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    size, grown = map(int, done.stdout.split())
+    size, grown = map(int, run_program(PROGRAM, json.dumps(config), LIMIT))
     assert size > 3.9 * LIMIT
     assert grown < LIMIT
