@@ -1,19 +1,25 @@
-"""What the scripts in `experiments/` share: flags, logging, and one clear line for what cannot run."""
+"""What the scripts in `experiments/` share: flags, logging, and one line with an exit code for what goes wrong."""
 
+import contextlib
 import logging as python_logging
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from moe_jax.config.rules import ConfigError, DivergedError, MachineError, directory
 from moe_jax.config.schema import RunConfig
+from moe_jax.files import limits, terminal
 from moe_jax.resolve import check_field, resolve
 
-BAD_INPUT = 2  # exit code
+BAD_INPUT, MACHINE, DIVERGED = 2, 3, 4  # exit codes; 1 is Python's own, for a fault of the code
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA words it
 _PACKAGE = Path(__file__).parent
 
 
@@ -83,12 +89,19 @@ def pairs(flag: str, text: str) -> dict[str, int | str]:
 
 
 def workdir() -> Path:
-    """--workdir."""
-    return Path(flags.FLAGS.workdir).expanduser()
+    """--workdir. Raises ConfigError where it can be no directory of this machine."""
+    return directory("--workdir", flags.FLAGS.workdir)
 
 
 def main(script: Callable[[], int | None]) -> None:
-    """Runs a script: its return value is the exit code; a ValueError becomes one line on stderr and exit code 2."""
+    """Runs a script: its return value is the exit code. What ends it early becomes one line on stderr and a code:
+
+    BAD_INPUT for a ValueError of this package, MACHINE for what the system or its memory refuses, DIVERGED for training
+    that has left the finite numbers, 128 + 2 for Ctrl-C. Any other exception is a fault of the code: its traceback is
+    shown, and the code is 1.
+    """
+    terminal.prepare()
+    sys.unraisablehook = _show_unraisable
     app.run(lambda argv: _guarded(lambda: _run(script, argv)), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
 
 
@@ -97,12 +110,28 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
         raise ValueError(f"{argv[1]!r} is not a flag: write --flag=value")
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().addFilter(_is_worth_showing)
+    if (allowed := limits.allow_open_files()) < limits.FEWEST_FILES:
+        raise MachineError(
+            f"this process may open {allowed} files at a time, and needs {limits.FEWEST_FILES}: raise `ulimit -n`"
+        )
     return script()
 
 
 def _is_worth_showing(record: python_logging.LogRecord) -> bool:
-    """This package's messages, and others' warnings: Orbax logs every file it touches through absl's logger too."""
-    return record.levelno >= python_logging.WARNING or Path(record.pathname).is_relative_to(_PACKAGE)
+    """This package's messages, and others' warnings but for Orbax's.
+
+    Orbax logs every file that it touches, and each of its failures several times, with tracebacks, before it raises
+    them; so does asyncio, on which it writes.
+    """
+    path = Path(record.pathname)
+    storage = {"orbax", "asyncio"}.intersection(path.parts)
+    return path.is_relative_to(_PACKAGE) or (record.levelno >= python_logging.WARNING and not storage)
+
+
+def _show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Shows what was raised where nobody could catch it, but for writes that end after Orbax has given up on them."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -120,7 +149,49 @@ def _parse(argv: list[str]) -> list[str]:
 def _guarded(call: Callable):
     try:
         return call()
+    except BrokenPipeError:  # whoever read the output has gone, as in `| head`
+        sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        _end("interrupted: the same command goes on from the newest checkpoint", 128 + signal.SIGINT)
+    except DivergedError as error:
+        _end(f"error: {error}", DIVERGED)
+    except ConfigError as error:
+        _end(f"error: {error}", BAD_INPUT)
+    except (MachineError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and OUT_OF_MEMORY not in str(error):
+            raise
+        _end(f"error: {_of_machine(error)}", MACHINE)
     except ValueError as error:
-        logging.debug("Where it comes from (--verbosity=1):", exc_info=True)
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        if not _raised_here(error):
+            raise
+        _end(f"error: {error}", BAD_INPUT)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    logging.debug("Where it comes from (--verbosity=1):", exc_info=True)
+    with contextlib.suppress(OSError):  # nobody may be listening
+        print(" ".join(line.split()), file=sys.stderr)
+    sys.exit(code)
+
+
+def _of_machine(error: BaseException) -> str:
+    """What the machine refused, in one line."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return (
+            f"a device is out of memory ({str(error).splitlines()[0]}): lower data.batch_size, raise train.accumulate, "
+            "set model.remat='full', or take more devices"
+        )
+    if isinstance(error, MemoryError):
+        return "this machine is out of memory: free some, or lower data.batch_size"
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename is not None else ""
+        return f"the system refuses: {error.strerror or error}{where}"
+    return str(error)
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether this package itself has raised the error, in words for the user."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and Path(frame.tb_frame.f_code.co_filename).is_relative_to(_PACKAGE)

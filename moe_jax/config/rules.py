@@ -1,6 +1,7 @@
 """The rules that checks are made of, and how a broken one reads: field, value, remedy."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from moe_jax.config.schema import RunConfig
 
@@ -15,6 +16,23 @@ class MachineError(Exception):
 
 class DivergedError(Exception):
     """Training has left the finite numbers for good; its text is one line that says where."""
+
+
+def directory(name: str, value: str) -> Path:
+    """The directory that a field or flag names, "~" expanded. Raises ConfigError for what can be none here."""
+    if not value.strip():
+        raise ConfigError(f"{name}={value!r} names no directory: give a path")
+    scheme, separator, _ = value.partition("://")
+    if separator:
+        raise ConfigError(f"{name}={value!r} is no path of this machine: mount {scheme} and give its path here")
+    if "\0" in value:
+        raise ConfigError(f"{name}={value!r} has a NUL character, which no path has: leave it out")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:  # no such user, or none at all: a container's random one
+        raise ConfigError(
+            f"{name}={value!r} begins at a home directory that is not known here: write the path out, or set HOME"
+        ) from None
 
 
 def positive(name: str, value: int | float) -> None:

@@ -127,7 +127,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The optimiser and the length of the run. [identity, but for `steps`, `profile`]
+    """The optimiser and the length of the run. [identity, but for `steps`, `max_skipped`, `profile`]
 
     The rates of cosine and wsd depend on `steps`: a run that is made longer goes on at the longer run's rates.
     """
@@ -145,6 +145,8 @@ class TrainConfig:
     weight_decay: float = 0.0  # never applied to norms and biases
     clip_norm: float = 1.0  # of the global gradient; 0: no clipping
     accumulate: int = 1  # micro-batches a step, each of data.batch_size / accumulate sequences
+    # Updates in a row that may be skipped because the loss or a gradient is not finite; one more ends the run.
+    max_skipped: int = 10
     profile: tuple[int, ...] = ()  # (first step, number of steps) to trace into WORKDIR/profile
 
 
@@ -213,6 +215,7 @@ NOT_IDENTITY = frozenset(
         "moe.temperature_steps",
         "data.cache_dir",
         "train.steps",
+        "train.max_skipped",
         "train.profile",
     }
 )

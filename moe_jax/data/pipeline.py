@@ -1,6 +1,6 @@
 """Batches: an endless, shuffled, resumable iterator for training, and a fixed sequence for evaluation."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
@@ -24,15 +24,40 @@ class Batch(NamedTuple):
     domain: Int32[np.ndarray, " B"]  # index into corpus.domains; a training row has that of its first target
 
 
+class TrainBatches(Iterator[Batch]):
+    """Endless batches of one process, from a position that can be set.
+
+    `position` counts the global batches that were handed out, the same on every process. It says all that a checkpoint
+    has to know of the data, and it holds for any number of processes.
+    """
+
+    def __init__(self, start_at: Callable[[int], Iterator[Batch]]):
+        """`start_at` makes an iterator that begins with the batch of the given position."""
+        self._start_at = start_at
+        self._batches: Iterator[Batch] | None = None
+        self.position = 0
+
+    def __next__(self) -> Batch:
+        if self._batches is None:
+            self._batches = self._start_at(self.position)
+        batch = next(self._batches)
+        self.position += 1
+        return batch
+
+    def seek(self, position: int) -> None:
+        """The next batch will be that of `position`, counted from 0."""
+        self._batches, self.position = None, position
+
+
 def train_iterator(
     corpus: Corpus, config: DataConfig, seed: int, process_index: int = 0, process_count: int = 1
-) -> grain.DatasetIterator:
+) -> TrainBatches:
     """Endless `Batch`es of this process's batch_size / process_count rows, the same for the same seed.
 
     Each epoch of a source has its rows in another order. Several sources are mixed row by row in the proportions of
     `config.weights`, or of their sizes. Global batch b is rows b*B .. (b+1)*B of the mixture whatever the number of
-    processes, and process p holds rows p*B/P .. (p+1)*B/P of it. The iterator's state is its position: save and restore
-    it with `grain.checkpoint`. Raises ValueError where the batch does not divide over the processes.
+    processes, and process p holds rows p*B/P .. (p+1)*B/P of it. Raises ValueError where the batch does not divide over
+    the processes.
     """
     rows_here = _rows_per_process(config.batch_size, process_count)
     sources = [
@@ -44,7 +69,8 @@ def train_iterator(
     # The mixture is batched before it is sliced, so that a process has neighbouring rows and not every P-th one. An
     # endless mixture has no remainder, but if Grain is told to keep one it rounds the length up and overflows.
     batches = mixture.batch(rows_here, drop_remainder=True, batch_fn=stack_rows)[process_index::process_count]
-    return iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCH)))
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCH)
+    return TrainBatches(lambda position: iter(batches[position:].to_iter_dataset(options)))
 
 
 def heldout_batches(

@@ -4,17 +4,19 @@ import concurrent.futures
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 DIGESTS = "digests.json"
 THREADS = 8  # hashing releases the interpreter
 
 
-def write_digests(directory: Path) -> None:
-    """Writes DIRECTORY/digests.json, {path below the directory: SHA-256 in hex}, of all files that are there."""
+def write_digests(directory: Path, below: Sequence[str] = (".",)) -> None:
+    """Writes DIRECTORY/digests.json, {path below the directory: SHA-256 in hex}, of all files in its parts `below`."""
     draft = directory / f".{DIGESTS}"
-    draft.write_text(json.dumps(_digests(directory), indent=1))
+    names = [path.relative_to(directory).as_posix() for part in below for path in (directory / part).rglob("*")]
+    content = [name for name in sorted(names) if name not in (DIGESTS, draft.name) and (directory / name).is_file()]
+    draft.write_text(json.dumps(_digests(directory, content), indent=1))
     os.replace(draft, directory / DIGESTS)
 
 
@@ -37,21 +39,14 @@ def damage(directory: Path) -> str | None:
         return f"{DIGESTS} cannot be read"
     if missing:
         return f"{missing[0]} is missing"
-    found = _digests(directory)
+    found = _digests(directory, list(expected))
     changed = [name for name, digest in expected.items() if found[name] != digest]
     return f"{changed[0]} has changed since it was written" if changed else None
 
 
-def _digests(directory: Path) -> dict[str, str]:
-    names = sorted(_files(directory))
+def _digests(directory: Path, names: Sequence[str]) -> dict[str, str]:
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         return dict(zip(names, pool.map(lambda name: _sha256(directory / name), names), strict=True))
-
-
-def _files(directory: Path) -> Iterator[str]:
-    for path in directory.rglob("*"):
-        if path.is_file() and path.name not in (DIGESTS, f".{DIGESTS}"):
-            yield path.relative_to(directory).as_posix()
 
 
 def _sha256(path: Path) -> str:

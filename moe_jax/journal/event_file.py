@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from absl import logging
+from google.protobuf.message import DecodeError
 from matplotlib.image import imsave
 from tensorboard.compat.proto import event_pb2
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -23,8 +25,10 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
-from tensorboard.summary.writer.record_writer import RecordWriter
+from tensorboard.summary.writer.record_writer import RecordWriter, masked_crc32c
 from tensorboard.util.tensor_util import make_tensor_proto
+
+from moe_jax.files.patient import PatientFile
 
 STATUS = {"success": api_pb2.STATUS_SUCCESS, "failure": api_pb2.STATUS_FAILURE}
 
@@ -39,7 +43,7 @@ class EventFile:
     def __init__(self, directory: Path, first_step: int):
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
-        self._records = RecordWriter(path.open("xb"))
+        self._records = RecordWriter(PatientFile(path))
         self._kinds: dict[str, str] = {}  # name -> scalars, histograms, images or text
         self._write(file_version="brain.Event:2")
         self._write(step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
@@ -69,26 +73,50 @@ class EventFile:
 def drop_steps(directory: Path, first_step: int) -> None:
     """Removes the values of steps from `first_step` on, and torn records, from a directory's event files.
 
-    TensorBoard itself purges by the START record alone, but its data server and the readers of scripts do not.
+    TensorBoard itself purges by the START record alone, but its data server and the readers of scripts do not. A file
+    that is damaged is kept as damaged.*, which no reader looks at, and what comes before the damage is written anew.
     """
     for path in sorted(directory.glob("events.out.tfevents.*")):
-        rewritten = path.with_name(f"partial.{path.name.removeprefix('events.out.tfevents.')}")
-        with rewritten.open("wb") as file:
-            for record, event in _read_records(path):
-                if event.step < first_step or not event.HasField("summary"):
-                    file.write(record)
+        name = path.name.removeprefix("events.out.tfevents.")
+        rewritten = path.with_name(f"partial.{name}")
+        try:
+            with rewritten.open("wb") as file:
+                for record, event in _read_records(path):
+                    if event.step < first_step or not event.HasField("summary"):
+                        file.write(record)
+        except DamagedRecordError:
+            aside = path.with_name(f"damaged.{name}")
+            logging.warning("%s is damaged: it is set aside as %s, and goes on from before it", path, aside.name)
+            os.replace(path, aside)
         os.replace(rewritten, path)
 
 
+class DamagedRecordError(Exception):
+    """A record of an event file is not as it was written."""
+
+
 def _read_records(path: Path) -> Iterator[tuple[bytes, event_pb2.Event]]:
-    """The whole records of a file, as stored (8 bytes of length, 4 of checksum, data, 4 of checksum) and parsed."""
+    """The whole records of a file, as stored (8 bytes of length, 4 of checksum, data, 4 of checksum) and parsed.
+
+    Raises DamagedRecordError at the first one that its checksums do not fit. A file may end in the middle of a record.
+    """
     with path.open("rb") as file:
         while len(header := file.read(12)) == 12:
+            if struct.pack("<I", masked_crc32c(header[:8])) != header[8:]:
+                raise DamagedRecordError
             (length,) = struct.unpack("<Q", header[:8])
+            if length > path.stat().st_size:
+                return
             rest = file.read(length + 4)
             if len(rest) < length + 4:
                 return
-            yield header + rest, event_pb2.Event.FromString(rest[:length])
+            if struct.pack("<I", masked_crc32c(rest[:length])) != rest[length:]:
+                raise DamagedRecordError
+            try:
+                event = event_pb2.Event.FromString(rest[:length])
+            except DecodeError:
+                raise DamagedRecordError from None
+            yield header + rest, event
 
 
 def scalar(name: str, value: float) -> Summary.Value:

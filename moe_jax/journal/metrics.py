@@ -16,17 +16,20 @@ import functools
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, SupportsFloat, TextIO
+from typing import Any, Literal, SupportsFloat
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Real, UInt8
 
+from moe_jax.files.patient import PatientFile
 from moe_jax.journal import event_file
 from moe_jax.journal.event_file import EventFile
-from moe_jax.journal.reading import METRICS, step_of
+from moe_jax.journal.reading import METRICS, parse_line
 
 Array = np.ndarray | jax.Array
 
@@ -149,7 +152,7 @@ class MetricsWriter:
             self._session = None
 
     def _write_line(self, step: int, values: Mapping[str, Any]) -> None:
-        self._lines.write(json.dumps({"step": int(step), **values}, allow_nan=False) + "\n")
+        self._lines.write(json.dumps({"step": int(step), **values}, allow_nan=False).encode() + b"\n")
         self._lines.flush()
 
 
@@ -157,10 +160,19 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _reopen_lines(path: Path, first_step: int) -> TextIO:
-    """Opens a JSONL file for appending, without its torn lines and those of steps from `first_step` on."""
-    old = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+def _reopen_lines(path: Path, first_step: int) -> PatientFile:
+    """Opens a JSONL file for appending, without its torn line and those of steps from `first_step` on.
+
+    Where it has lines that no writer leaves, the whole file is kept as damaged.NAME, and the others are written anew.
+    """
+    old = path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
+    parsed = [(text, parse_line(text)) for text in old]
+    if any(line is None for _, line in parsed[:-1]):  # the last one is torn where the process was killed
+        aside = path.with_name(f"damaged.{path.name}")
+        logging.warning("%s has damaged lines: it is set aside as %s, and goes on without them", path, aside.name)
+        shutil.copyfile(path, aside)
+    kept = "".join(f"{text}\n" for text, line in parsed if line is not None and line["step"] < first_step)
     rewritten = path.with_name(f"{path.name}.partial")
-    rewritten.write_text("".join(f"{line}\n" for line in old if step_of(line) < first_step), encoding="utf-8")
+    rewritten.write_text(kept, encoding="utf-8")
     os.replace(rewritten, path)
-    return path.open("a", encoding="utf-8")
+    return PatientFile(path)

@@ -1,5 +1,6 @@
 """Shows in one line of the terminal how far a run is."""
 
+import contextlib
 import io
 import math
 import shutil
@@ -8,17 +9,23 @@ import time
 from collections.abc import Callable
 from typing import SupportsFloat
 
+from absl import logging
+
 REDRAW_SECONDS = 0.1  # at least this much time between two redraws
 AVERAGE_SECONDS = 60  # time constant of the moving average of speed; evaluations and checkpoints count as slow steps
+FIRST_LOG_SECONDS, LOG_SECONDS = 5, 30  # until the first line of the log, and between two, where there is no terminal
 CLEAR_LINE = "\r\x1b[K"
 
 
 class Progress:
-    """A progress line rewritten in place. On a stream that is not a terminal only `note` writes anything.
+    """A progress line rewritten in place; where there is no terminal, a line of the log now and then.
+
+    A stream that cannot be written to any more is left alone, since a run outlives the terminal that it began in.
 
     Args:
         total_steps: the step at which the run ends.
         start_step: the step from which this process continues.
+        units_per_step: units of data in a step.
         rate_unit: what stands behind the rate of training: "tokens/s", say.
         stream: where to write; standard error if not given.
         clock: seconds that only grow.
@@ -28,45 +35,58 @@ class Progress:
         self,
         total_steps: int,
         start_step: int,
+        units_per_step: int,
         rate_unit: str,
         stream: io.TextIOBase | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total_steps = total_steps
-        self._rate_unit = rate_unit
+        self._units_per_step, self._rate_unit = units_per_step, rate_unit
         self._stream = sys.stderr if stream is None else stream
-        self.terminal = self._stream.isatty()
+        self._terminal = self._stream.isatty()
         self._clock = clock
         self._line = ""
+        self._loss: float | None = None
         self._steps_per_second = 0.0  # 0: not known yet
         self._drawn_step = start_step
         self._drawn_at: float | None = None  # None: not yet, the first step compiles and tells nothing about speed
+        self._log_at = math.inf
 
-    def update(self, step: int, loss: SupportsFloat, rate: SupportsFloat) -> None:
-        """Shows that `step` steps of the run are done, with the last training loss and rate of training."""
+    def update(self, step: int, loss: SupportsFloat | None = None) -> None:
+        """Shows that `step` steps of the run are done, with the last training loss that it was given."""
         now = self._clock()
-        soon = self._drawn_at is not None and now - self._drawn_at < REDRAW_SECONDS
-        if not self.terminal or (soon and step < self._total_steps):
+        self._loss = self._loss if loss is None else float(loss)
+        if self._drawn_at is None:
+            self._log_at = now + FIRST_LOG_SECONDS
+        elif now - self._drawn_at < REDRAW_SECONDS and step < self._total_steps:
             return
         self._measure(step, now)
-        left = duration((self._total_steps - step) / self._steps_per_second) if self._steps_per_second else "?"
-        self._line = (
-            f"step {step}/{self._total_steps}  {100 * step / max(self._total_steps, 1):.1f}%  loss {float(loss):.4f}  "
-            f"{quantity(float(rate))} {self._rate_unit}  {left} left"
-        )
-        self._draw()
+        if self._terminal:
+            self._line = self._text(step)
+            self._draw()
+        elif now >= self._log_at or step == self._total_steps:
+            self._log_at = now + LOG_SECONDS
+            logging.info("%s", self._text(step))
 
     def note(self, text: str) -> None:
         """Prints a line of its own above the progress line."""
-        self._stream.write(f"{CLEAR_LINE if self._line else ''}{text}\n")
+        self._write(f"{CLEAR_LINE if self._line else ''}{text}\n")
         self._draw()
 
     def close(self) -> None:
         """Leaves the last state in the terminal and ends its line."""
         if self._line:
-            self._stream.write("\n")
-            self._stream.flush()
+            self._write("\n")
             self._line = ""
+
+    def _text(self, step: int) -> str:
+        speed = self._steps_per_second
+        left = duration((self._total_steps - step) / speed) if speed else "?"
+        loss = "" if self._loss is None else f"loss {self._loss:.4f}  "
+        return (
+            f"step {step}/{self._total_steps}  {100 * step / max(self._total_steps, 1):.1f}%  {loss}"
+            f"{quantity(speed * self._units_per_step) if speed else '?'} {self._rate_unit}  {left} left"
+        )
 
     def _measure(self, step: int, now: float) -> None:
         """Takes the speed since the last redraw into the moving average, weighted by the time it was kept up."""
@@ -79,8 +99,12 @@ class Progress:
 
     def _draw(self) -> None:
         if self._line:  # cut, since a line that wraps cannot be rewritten
-            self._stream.write(CLEAR_LINE + self._line[: shutil.get_terminal_size().columns - 1])
-        self._stream.flush()
+            self._write(CLEAR_LINE + self._line[: shutil.get_terminal_size().columns - 1])
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # the terminal is gone, its disk is full, or it was closed
+            self._stream.write(text)
+            self._stream.flush()
 
 
 def quantity(number: float) -> str:

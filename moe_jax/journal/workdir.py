@@ -1,30 +1,81 @@
 """A work directory belongs to one run: its configuration is written at the first start and compared at every other."""
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_jax.config.rules import ConfigError
+from moe_jax.config.rules import ConfigError, MachineError
 from moe_jax.config.schema import RunConfig, flatten, identity
-from moe_jax.journal.reading import CONFIG, FORMAT_FIELD, SUMMARY, read_config, read_summary
+from moe_jax.files.lock import locked
+from moe_jax.journal.reading import CONFIG, FORMAT_FIELD, METRICS, SUMMARY, read_config, read_summary
 from moe_jax.tasks.results import DATA
 
+LOCK = "train.lock"
+FOLDERS = ("checkpoints", "tensorboard", "tensorboard/hparams")  # that every run writes to
 FORMAT = 2  # to be raised whenever checkpoints get other names; a config.json that has none is of format 1
 
 
-def prepare(workdir: Path, run: RunConfig) -> None:
-    """Makes `workdir` where there is none, and checks that `run` may write into it; what it holds stays as it is.
+class Home:
+    """A work directory that this process has for itself; see `own`."""
 
-    Raises:
-      ConfigError: the directory cannot be written, belongs to a run with another identity (named field by field), or
-        was written in another `FORMAT`.
+    def __init__(self, workdir: Path):
+        self._workdir = workdir
+        self._inode = self._find()
+
+    def check(self) -> None:
+        """Raises MachineError where the directory has been renamed, deleted or replaced since."""
+        if self._find() != self._inode:
+            raise MachineError(
+                f"--workdir={self._workdir} is not the directory any more that the run began in (it was renamed, "
+                "deleted or replaced): put it back, and the same command goes on from its newest checkpoint"
+            )
+
+    def _find(self) -> tuple[int, int] | None:
+        try:
+            stat = self._workdir.stat()
+        except OSError:
+            return None
+        return stat.st_dev, stat.st_ino
+
+
+@contextlib.contextmanager
+def own(workdir: Path, first_process: bool = True) -> Iterator[Home]:
+    """Keeps other runs out of `workdir`, which is made where there is none; those who only read it are not kept out.
+
+    Of the processes of one run the first has the lock. Raises ConfigError, which names the process, where another run
+    has it, and where the directory cannot be written.
     """
     make_writable(workdir)
+    with contextlib.ExitStack() as stack:
+        if first_process:
+            try:
+                stack.enter_context(locked(workdir / LOCK, wait=False))
+            except BlockingIOError as held:
+                raise ConfigError(
+                    f"--workdir={workdir}: another run trains here ({held or 'an unknown process'}): wait for its end, "
+                    "stop it, or choose another directory"
+                ) from None
+        yield Home(workdir)
+
+
+def prepare(workdir: Path, run: RunConfig, others: Sequence[str] = ()) -> None:
+    """Checks that `run` may write into `workdir` and its folders, `others` among them; what they hold stays as it is.
+
+    Raises:
+      ConfigError: a folder cannot be made or written, or the directory belongs to a run with another identity (named
+        field by field), or was written in another `FORMAT`.
+    """
     if (workdir / CONFIG).exists():
         check_identity(workdir, run)
+    for name in (*FOLDERS, *others):
+        _probe(workdir / name)
+    for name in (CONFIG, METRICS, SUMMARY):
+        if (workdir / name).exists() and not ((workdir / name).is_file() and os.access(workdir / name, os.W_OK)):
+            raise ConfigError(f"--workdir={workdir}: {name} cannot be written: make it writable, or remove it")
 
 
 def check_data(workdir: Path, sha256: str) -> None:
@@ -37,8 +88,18 @@ def check_data(workdir: Path, sha256: str) -> None:
         )
 
 
+def _probe(folder: Path) -> None:
+    """Raises ConfigError where `folder` could not be made or written; if there is none, there still is none."""
+    if not os.path.lexists(folder.parent):
+        return  # it will be made, in a parent that was probed too
+    there = os.path.lexists(folder)
+    make_writable(folder)
+    if not there:
+        folder.rmdir()
+
+
 def make_writable(workdir: Path) -> None:
-    """Makes `workdir` where there is none; raises ConfigError where nothing can be written to it."""
+    """Makes a work directory or a folder of one, where there is none; raises ConfigError where it cannot be written."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".writable_{os.getpid()}"
@@ -95,9 +156,9 @@ def check_identity(workdir: Path, run: RunConfig) -> None:
     before = _read_config(workdir)
     _check_format(workdir, before.get(FORMAT_FIELD, 1))
     now = json.loads(json.dumps(identity(run)))  # tuples as lists, as they come back from the file
-    differing = [
-        f"{name} was {before.get(name)!r}, is {value!r}" for name, value in now.items() if before.get(name) != value
-    ]
+    # A field that the file lacks is younger than the run: its default means what the code did before it was there.
+    before = json.loads(json.dumps(identity(RunConfig()))) | before
+    differing = [f"{name} was {before[name]!r}, is {value!r}" for name, value in now.items() if before[name] != value]
     if differing:
         raise ConfigError(
             f"--workdir={workdir} holds another run ({'; '.join(differing)}): choose another directory, or set the "

@@ -13,7 +13,7 @@ def check(run: RunConfig) -> None:
     one_of("train.optimizer", train.optimizer, OPTIMIZERS)
     one_of("train.schedule", train.schedule, SCHEDULES)
     each(run, "train.learning_rate train.eps", positive)
-    each(run, "train.weight_decay train.clip_norm", not_negative)
+    each(run, "train.weight_decay train.clip_norm train.max_skipped", not_negative)
     between("train.final_learning_rate", train.final_learning_rate, 0, 1)
     each(run, "train.b1 train.b2", below_one)
     divides("train.accumulate", train.accumulate, "data.batch_size", run.data.batch_size)

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-import grain
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key, PyTree
 
@@ -58,8 +57,8 @@ class Dataset(Protocol):
     def sha256(self) -> str:
         """Identifies what is trained on and held out: runs that agree in it compare."""
 
-    def train_batches(self, process_index: int = 0, process_count: int = 1) -> grain.DatasetIterator:
-        """Endless batches of this process; the iterator's state is its position."""
+    def train_batches(self, process_index: int = 0, process_count: int = 1) -> "TrainBatches":
+        """Endless batches of this process."""
 
     def heldout_batches(self, batches: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
         """The first `batches` held-out batches of this process; 0: all."""
@@ -75,6 +74,19 @@ class Dataset(Protocol):
 
     def table(self, scores: "Scores") -> str:
         """The scores beside the baselines, to be printed."""
+
+
+@runtime_checkable
+class TrainBatches(Protocol):
+    """An iterator over batches whose position can be saved and set."""
+
+    position: int  # global batches handed out, the same on every process
+
+    def __next__(self) -> Batch:
+        """This process's part of the next global batch."""
+
+    def seek(self, position: int) -> None:
+        """The next batch will be that of `position`, counted from 0."""
 
 
 @dataclasses.dataclass(frozen=True)

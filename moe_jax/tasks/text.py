@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from moe_jax.config.schema import RunConfig
 from moe_jax.data import (
     Batch,
     Corpus,
+    TrainBatches,
     gzip_bits_per_byte,
     heldout_batches,
     load_corpus,
@@ -87,7 +87,7 @@ class TextDataset:
         """The hash of the tokens of both splits."""
         return self.corpus.sha256
 
-    def train_batches(self, process_index: int = 0, process_count: int = 1) -> grain.DatasetIterator:
+    def train_batches(self, process_index: int = 0, process_count: int = 1) -> TrainBatches:
         """See `Dataset.train_batches`."""
         return train_iterator(self.corpus, self.run.data, self.run.seed, process_index, process_count)
 

@@ -1,17 +1,40 @@
-"""Checkpoints: the whole state of a run and the position in its data, written asynchronously by Orbax."""
+"""Checkpoints: the whole state of a run and its position in the data, written asynchronously by Orbax.
 
+Each carries the digests of its files, which are compared when it is restored: the arrays themselves have no checksums,
+so that a flipped bit would otherwise become other weights without a word.
+"""
+
+import contextlib
 import itertools
-from collections.abc import Sequence
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import grain
+import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from moe_jax.config.rules import MachineError
 from moe_jax.config.schema import CheckpointConfig
+from moe_jax.files.digests import damage, has_digests, write_digests
+from moe_jax.journal.reading import FORMAT_FIELD
+from moe_jax.journal.workdir import FORMAT
 from moe_jax.train.state import TrainState
 
 args = ocp.args
+DRAFT = "orbax-checkpoint-tmp"  # what the name of a checkpoint that is not whole yet contains
+RESTARTS = 10  # of a restore beside a run that keeps removing its older checkpoints
+OS_ERROR = re.compile(r"(?:os_error_code='|OS error )(\d+)")  # how TensorStore words a failure of the system
+
+
+class Restored(NamedTuple):
+    """What a checkpoint holds."""
+
+    state: TrainState
+    position: int  # global batches that the run had taken
 
 
 class Checkpoints:
@@ -20,52 +43,96 @@ class Checkpoints:
     def __init__(self, workdir: Path, config: CheckpointConfig | None = None):
         """Without a `config`: for reading only."""
         self._directory = workdir.absolute() / "checkpoints"
-        self._writes = config is not None
-        options = ocp.CheckpointManagerOptions(max_to_keep=config.keep if config else None, create=self._writes)
-        self._manager = ocp.CheckpointManager(self._directory, options=options, item_names=("state", "data"))
+        self._config = config
+        self._saving: int | None = None  # the step that may still be being written
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        writes = self._config is not None
+        if writes and jax.process_index() == 0 and self._directory.exists():
+            for draft in self._directory.glob(f"*{DRAFT}*"):  # of a run that was killed, or of a full disk
+                shutil.rmtree(draft, ignore_errors=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self._config.keep if self._config else None,
+            create=writes,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests),
+        )
+        return ocp.CheckpointManager(self._directory, options=options, item_names=("state", "data"))
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception) -> None:
+        try:
+            self.wait()
+        except MachineError as error:
+            if kind is None:
+                raise
+            logging.warning("%s", error)
+        finally:
+            self._close()
 
     def latest_step(self) -> int | None:
         """The newest step on disk."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, batches: grain.DatasetIterator) -> None:
-        """Starts writing the state after `state.step` steps; nothing if that step is on disk already."""
+    def save(self, state: TrainState, position: int) -> None:
+        """Starts writing the state after `state.step` steps; nothing if that step is on disk already.
+
+        Raises MachineError, in one line, where the system refuses. Where it has refused the one before, only a warning
+        says so: this one takes its place.
+        """
+        self._wait_or_warn()
         step = int(state.step)
         if step == self.latest_step():
             return
-        self._manager.save(
-            step,
-            args=args.Composite(
-                state=args.StandardSave(state._asdict()), data=grain.checkpoint.CheckpointSave(batches)
-            ),
-        )
+        data = {FORMAT_FIELD: FORMAT, "position": position}
+        with self._failures(step):
+            self._saving = step
+            self._manager.save(
+                step, args=args.Composite(state=args.StandardSave(state._asdict()), data=args.JsonSave(data))
+            )
 
-    def restore(self, shapes: TrainState, batches: grain.DatasetIterator | None = None) -> TrainState | None:
-        """The newest state that can be read, in the shardings of `shapes`; `batches` is moved to its position.
+    def poll(self) -> None:
+        """Warns where what was begun has failed meanwhile. It never waits."""
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self._wait_or_warn()
 
-        Where a checkpoint cannot be read, a warning says so and the one before it is tried. If that one is good, a run
-        that writes here renames the other to STEP.damaged. None means that there is no checkpoint at all. Raises
-        ValueError when none of those there can be read; they stay as they are, since it may not be their fault.
+    def _wait_or_warn(self) -> None:
+        try:
+            self.wait()
+        except MachineError as error:
+            logging.warning("%s: training goes on, and the next checkpoint takes its place", error)
+
+    def wait(self) -> None:
+        """Waits for what is being written. Raises MachineError, in one line, where it could not be."""
+        if self._saving is not None:
+            with self._failures(self._saving):
+                self._manager.wait_until_finished()
+            self._saving = None
+
+    def restore(self, shapes: TrainState) -> Restored | None:
+        """The newest state that is as it was written, in the shardings of `shapes`; None without any checkpoint.
+
+        Where a checkpoint is damaged, a warning says so and the one before it is tried. If that one is good, a run that
+        writes here renames the other to STEP.damaged. Raises ValueError when none of those there can be read; they stay
+        as they are, since it may not be their fault.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for tried, step in enumerate(steps):
-            try:
-                state = self._restore_step(step, shapes, batches)
-            except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        for _ in range(RESTARTS):
+            steps = sorted(self._manager.all_steps(), reverse=True)
+            for tried, step in enumerate(steps):
+                restored = self._try(step, shapes)
+                if isinstance(restored, Restored):
+                    self._set_aside(steps[:tried])
+                    return restored
+                if not (self._directory / str(step)).exists():  # the run that writes here has just removed it
+                    break
                 logging.warning(
-                    "Checkpoint %d in %s cannot be read (%s); trying the one before", step, self._directory, reason
+                    "Checkpoint %d in %s cannot be read (%s); trying the one before", step, self._directory, restored
                 )
             else:
-                self._set_aside(steps[:tried])
-                return state
+                break
+            self._manager.reload()
         if steps:
             raise ValueError(
                 f"none of the checkpoints {steps} in {self._directory} can be read (see above; nothing was deleted): "
@@ -73,18 +140,67 @@ class Checkpoints:
             )
         return None
 
-    def _restore_step(self, step: int, shapes: TrainState, batches: grain.DatasetIterator | None) -> TrainState:
-        items = {"state": args.StandardRestore(shapes._asdict())}
-        if batches is not None:
-            items["data"] = grain.checkpoint.CheckpointRestore(batches)
+    def _try(self, step: int, shapes: TrainState) -> Restored | str:
+        """The checkpoint, or in one phrase why it cannot be read."""
+        directory = self._directory / str(step)
+        try:
+            reason = damage(directory) if has_digests(directory) else None
+            return reason or self._read(step, shapes)
+        except Exception as error:
+            return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+    def _read(self, step: int, shapes: TrainState) -> Restored:
+        items: dict[str, Any] = {"state": args.StandardRestore(shapes._asdict())}
+        # Before digests were written, Grain kept the position in its own form. It is the step: each takes one batch.
+        if has_digests(self._directory / str(step)):
+            items["data"] = args.JsonRestore()
         restored = self._manager.restore(step, args=args.Composite(**items))
-        return TrainState(**restored["state"])
+        data = restored["data"] if "data" in items else {FORMAT_FIELD: FORMAT, "position": step}
+        if data[FORMAT_FIELD] != FORMAT:
+            raise ValueError(f"it has format {data[FORMAT_FIELD]}, this release reads {FORMAT}")
+        return Restored(TrainState(**restored["state"]), data["position"])
 
     def _set_aside(self, damaged: Sequence[int]) -> None:
-        if not damaged or not self._writes:
+        if not damaged or self._config is None:
             return
         for step in damaged:
             names = itertools.chain([f"{step}.damaged"], (f"{step}.damaged.{n}" for n in itertools.count(2)))
             free = next(name for name in names if not (self._directory / name).exists())
             (self._directory / str(step)).rename(self._directory / free)
         self._manager.reload()
+
+    def _write_digests(self) -> None:
+        """Writes the digests of the checkpoint that is whole but for its name. Orbax calls this before it gives it."""
+        if jax.process_index() == 0:
+            for draft in self._directory.glob(f"{self._saving}.{DRAFT}*"):
+                write_digests(draft, below=("state", "data"))
+
+    @contextlib.contextmanager
+    def _failures(self, step: int) -> Iterator[None]:
+        """Turns a failure of the file system into MachineError, and starts anew with a manager that has not failed."""
+        try:
+            yield
+        except Exception as error:
+            reason = system_failure(error)
+            if reason is None:
+                raise
+            self._saving = None
+            self._close()
+            with contextlib.suppress(OSError):  # it may be gone
+                self._manager = self._open()
+            raise MachineError(f"checkpoint {step} could not be written to {self._directory} ({reason})") from None
+
+    def _close(self) -> None:
+        with contextlib.suppress(Exception):  # what could not be written has been reported
+            self._manager.close()
+
+
+def system_failure(error: BaseException | None) -> str | None:
+    """What the operating system refused, in its own words, where that is behind an error; else None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.strerror:
+            return error.strerror
+        if match := OS_ERROR.search(str(error)):
+            return os.strerror(int(match[1]))
+        error = error.__cause__ or error.__context__
+    return None

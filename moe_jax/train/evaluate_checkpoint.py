@@ -21,14 +21,14 @@ def evaluate_checkpoint(run: RunConfig, workdir: Path) -> None:
     setup = set_up(run)
     records.check_data(workdir, setup.data.sha256)
     with Checkpoints(workdir) as checkpoints:
-        state = checkpoints.restore(setup.shapes)
-    if state is None:
+        restored = checkpoints.restore(setup.shapes)
+    if restored is None:
         raise ConfigError(
             f"--workdir={workdir} has no checkpoint yet: train until checkpoint.every={run.checkpoint.every}"
         )
-    step = int(state.step)
+    step = int(restored.state.step)
     logging.info("Evaluating step %d on all held-out data", step)
-    evaluation = setup.evaluate(setup.compile_eval_step(), state.variables, batches=0)
+    evaluation = setup.evaluate(setup.compile_eval_step(), restored.state.variables, batches=0)
     records.write_json(
         workdir / "eval.json",
         {"step": step, **evaluation.as_dict(), **setup.data.baselines(), DATA: setup.data.sha256},

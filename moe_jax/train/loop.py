@@ -3,10 +3,11 @@
 import time
 from pathlib import Path
 
-import grain
 import jax
+import numpy as np
 from absl import logging
 
+from moe_jax.config.rules import MachineError
 from moe_jax.config.schema import RunConfig, flatten
 from moe_jax.journal import workdir as records
 from moe_jax.journal.hparams import hparams
@@ -17,24 +18,33 @@ from moe_jax.parallel.hardware import peak_flops
 from moe_jax.resolve.counting import count
 from moe_jax.resolve.describe import describe, markdown, warn
 from moe_jax.tasks.results import DATA, flops_per_step, hparams_metrics, summarize
+from moe_jax.tasks.task import TrainBatches
 from moe_jax.train.checkpoints import Checkpoints
 from moe_jax.train.clock import Clock
 from moe_jax.train.evaluation import Evaluation
+from moe_jax.train.guard import Guard, check_finite
 from moe_jax.train.profile import Profile
 from moe_jax.train.setup import Setup, set_up
 from moe_jax.train.shown import curves, write_loads, write_pictures
 from moe_jax.train.signals import StopRequest
 from moe_jax.train.state import TrainState, init_state, num_params
 from moe_jax.train.step import StepMetrics
+from moe_jax.train.watch import Watch
 
 
 def train(run: RunConfig, workdir: Path) -> int:
     """Trains `run` in `workdir`, from its newest checkpoint where it has one, and writes summary.json at the end.
 
-    Returns the exit code: 0, or 128 + the number of the signal (Ctrl-C, SIGTERM) that ended it early, checkpointed.
-    Raises ConfigError or ValueError, one line each, for what cannot run.
+    Returns the exit code: 0, or 128 + the number of the signal (Ctrl-C, SIGTERM, SIGHUP) that ended it early,
+    checkpointed. Raises, in one line each, ConfigError or ValueError for what cannot run, MachineError where the state
+    cannot be saved in the end, and DivergedError where training has left the finite numbers.
     """
-    records.prepare(workdir, run)
+    with records.own(workdir, first_process=jax.process_index() == 0) as home:
+        records.prepare(workdir, run, others=("profile",) if run.train.profile else ())
+        return _train(run, workdir, home)
+
+
+def _train(run: RunConfig, workdir: Path, home: records.Home) -> int:
     warn(run)
     changed = {name: value for name, value in flatten(run).items() if value != flatten(RunConfig())[name]}
     logging.info("Fields that differ from the defaults: %s", changed)
@@ -45,12 +55,12 @@ def train(run: RunConfig, workdir: Path) -> int:
     records.check_data(workdir, setup.data.sha256)
     batches = setup.data.train_batches(jax.process_index(), jax.process_count())
     with StopRequest() as stop, Checkpoints(workdir, run.checkpoint) as checkpoints:
-        state = checkpoints.restore(setup.shapes, batches)
-        resumed = state is not None
-        state = state if state is not None else init_state(setup.task, setup.shapes, setup.optimizer)
+        restored = checkpoints.restore(setup.shapes)
+        if restored is not None:
+            batches.seek(restored.position)
+            logging.info("Resumed at step %d", restored.state.step)
+        state = restored.state if restored else init_state(setup.task, setup.shapes, setup.optimizer)
         first = int(state.step)
-        if resumed:
-            logging.info("Resumed at step %d", first)
         if first >= run.train.steps and records.is_finished(workdir, first):
             logging.info("All %d steps are done: raise train.steps to go on", first)
             return 0
@@ -58,7 +68,7 @@ def train(run: RunConfig, workdir: Path) -> int:
         with MetricsWriter(workdir, first) as writer:
             writer.hparams(hparams(flatten(run)), hparams_metrics(run.task))
             writer.text(first, "config", markdown(run))
-            _Loop(setup, state, batches, checkpoints, writer, stop, workdir).run_to_end()
+            _Loop(setup, state, batches, checkpoints, writer, stop, workdir, home).run_to_end()
     if stop.signal:
         logging.warning("Stopped by signal %d; the same command continues", stop.signal)
     return stop.exit_code
@@ -71,22 +81,25 @@ class _Loop:
         self,
         setup: Setup,
         state: TrainState,
-        batches: grain.DatasetIterator,
+        batches: TrainBatches,
         checkpoints: Checkpoints,
         writer: MetricsWriter,
         stop: StopRequest,
         workdir: Path,
+        home: records.Home,
     ):
         self.setup, self.run, self.state, self.batches = setup, setup.run, state, batches
-        self.checkpoints, self.writer, self.stop, self.workdir = checkpoints, writer, stop, workdir
+        self.checkpoints, self.writer, self.stop, self.workdir, self.home = checkpoints, writer, stop, workdir, home
         self.train_step = setup.compile_train_step()
         self.eval_step = setup.compile_eval_step()
         self.step = int(state.step)
         self.startup_seconds: float | None = None  # until the first step here was done
-        self.progress = Progress(self.run.train.steps, self.step, f"{setup.task.unit}s/s")
-        self.clock = Clock(setup.task.units_per_step, self.step)
-        self.speed = f"{setup.task.unit}s_per_second"
+        task = setup.task
+        self.progress = Progress(self.run.train.steps, self.step, task.units_per_step, f"{task.unit}s/s")
+        self.clock = Clock(task.units_per_step, self.step)
+        self.speed = f"{task.unit}s_per_second"
         self.profile = Profile(workdir, self.run.train.profile)
+        self.guard, self.watch = Guard(state.params, self.run.train.max_skipped), Watch(self.run)
         self.last = last_line(workdir, "train/loss")  # of an earlier life, in case that it did all the steps
 
     def run_to_end(self) -> None:
@@ -95,7 +108,7 @@ class _Loop:
             while self.step < run.train.steps and not self.stop.signal:
                 self._one_step()
             self.profile.stop(self.state)
-            self._checkpoint()
+            self._checkpoint(last=True)
             if not self.stop.signal:
                 self._finish()
         finally:
@@ -105,24 +118,29 @@ class _Loop:
     def _one_step(self) -> None:
         run = self.run
         self.profile.before_step(self.step, self.state)
+        position = self.batches.position
         batch = self.setup.place(next(self.batches))
         self.state, metrics = self.train_step(self.state, batch)
         self.step += 1
+        self.guard.add(self.step, position, metrics.finite)
         if self.startup_seconds is None:
             jax.block_until_ready(metrics)
             self.startup_seconds = time.perf_counter() - self.setup.started
+        self.progress.update(self.step - 1)  # this one has only been started
         last = self.step == run.train.steps
         if self.step % run.log.every == 0 or last:
             self._log(jax.device_get(metrics), pictures=last or _due(self.step, run.eval.every))
         if _due(self.step, run.eval.every) and not last:
             self._evaluate(run.eval.batches)
-        if self.step % run.checkpoint.every == 0:
+        if self.step % run.checkpoint.every == 0 and not last:
             self._checkpoint()
 
     def _log(self, metrics: StepMetrics, pictures: bool) -> None:
+        self.guard.read()
+        self.home.check()
         rate = self.clock.lap(self.step)
         seconds = self.clock.units_per_step / rate
-        speed = {f"train/{self.speed}": rate, STEP_SECONDS: seconds}
+        speed = {f"train/{self.speed}": rate, STEP_SECONDS: seconds, "train/skipped_updates": self.guard.skipped}
         peak = peak_flops(jax.devices()[0].device_kind)
         if peak is not None:
             flops = flops_per_step(flatten(self.run), count(self.run)._asdict(), self.run.task)
@@ -133,13 +151,13 @@ class _Loop:
             write_pictures(self.writer, self.step, metrics)
         if self.run.log.expert_loads:
             write_loads(self.writer, self.step, metrics)
-        self.progress.update(self.step, self.last["train/loss"], rate)
-        if not self.progress.terminal:
-            message = (
-                f"step {self.step}/{self.run.train.steps}, loss {self.last['train/loss']:.4f}, {rate:.0f} "
-                f"{self.setup.task.unit}s/s"
-            )
-            logging.log_every_n_seconds(logging.INFO, message, 30)
+        self.watch.loss(self.step, self.last["train/loss"])
+        if self.step % self.run.log.every == 0:
+            windows = [np.asarray(window) for window in self.state.window]
+            per_token = [np.asarray(part["experts_per_token"]) for part in metrics.routing]
+            self.watch.experts(self.step, windows, per_token)
+        self.checkpoints.poll()
+        self.progress.update(self.step, self.last["train/loss"])
 
     def _evaluate(self, batches: int) -> Evaluation:
         with self.clock.paused(self.state):
@@ -148,9 +166,25 @@ class _Loop:
         self.progress.note(f"step {self.step}: {evaluation.scores.summary}")
         return evaluation
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, last: bool = False) -> None:
+        """Begins a checkpoint of finite weights. While updates are skipped there is no new one: the older are kept.
+
+        Where the system refuses it, training goes on to the next, but the `last` one has to be written.
+        """
         with self.clock.paused(self.state):
-            self.checkpoints.save(self.state, self.batches)
+            self.guard.read()
+            self.home.check()
+            if self.guard.in_a_row and not last:
+                return
+            check_finite(self.state.params)
+            try:
+                self.checkpoints.save(self.state, self.batches.position)
+                if last:
+                    self.checkpoints.wait()
+            except MachineError as error:
+                if last:
+                    raise MachineError(f"{error}: mend that, and the same command goes on from the newest one") from None
+                logging.warning("%s: training goes on, and the next checkpoint takes its place", error)
 
     def _finish(self) -> None:
         evaluation = self._evaluate(self.run.eval.batches)

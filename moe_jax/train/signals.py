@@ -1,22 +1,24 @@
-"""Ctrl-C and SIGTERM as a request that the loop answers between two steps."""
+"""Signals that end a run, as a request that the loop answers between two steps."""
 
 import signal
 from types import FrameType
 
 
 class StopRequest:
-    """Context manager: `signal` is the number of the first SIGINT or SIGTERM received, else None.
+    """Context manager: `signal` is the number of the first of `SIGNALS` that was received, else None.
 
-    A second Ctrl-C is not held back: it raises KeyboardInterrupt at once.
+    A second Ctrl-C is not held back: it raises KeyboardInterrupt at once. A signal that the process was started to
+    ignore, as nohup does with SIGHUP, stays ignored.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self):
         self.signal: int | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._receive) for number in self.SIGNALS}
+        heard = [number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(self, *exception) -> None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from moe_jax.config.schema import RunConfig
 from moe_jax.moe.losses import AuxiliaryLosses, auxiliary_losses, weighted
@@ -31,6 +31,7 @@ class StepMetrics(NamedTuple):
     loss: Float[Array, ""]  # of the task: nats a token
     auxiliary: AuxiliaryLosses  # means over micro-batches
     grad_norm: Float[Array, ""]  # before clipping
+    finite: Bool[Array, " checked"]  # whether the loss is, and the gradient of each weight; if not all, nothing moved
     learning_rate: Float[Array, ""]
     routing: tuple[Stats, ...]  # by segment; empty: a dense model
     max_violation_micro_batch: Float[Array, "M"] | None  # mean over the MaxVio of each micro-batch; None: a dense model
@@ -58,12 +59,14 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), NOISE), state.step)
         targets = jnp.maximum(task.count_targets(batch), 1)
         grads, losses = _over_micro_batches(gradients, run.train.accumulate, state.variables, batch, targets, key)
+        finite = _finite(losses.task, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         window = _add_to_window(state, [sums["choices"] for sums in losses.sums], run.log.every)
         metrics = StepMetrics(
             loss=losses.task,
             auxiliary=losses.auxiliary,
             grad_norm=optax.global_norm(grads),
+            finite=finite,
             learning_rate=jnp.asarray(rate(state.step)),
             routing=tuple(routing_stats(sums) for sums in losses.sums),
             max_violation_micro_batch=losses.max_violation,
@@ -71,7 +74,8 @@ def make_train_step(
         )
         params = optax.apply_updates(state.params, updates)
         biases = moved_biases(run, state.balance_bias, losses.sums, state.step)
-        return TrainState(state.step + 1, state.seed, params, biases, opt_state, window), metrics
+        new = TrainState(state.step + 1, state.seed, params, biases, opt_state, window)
+        return _unless_skipped(jnp.all(finite), new, state), metrics
 
     return step
 
@@ -86,6 +90,23 @@ def make_eval_step(
 
     specs = _variable_specs(model), spec_of(mesh, TOKEN_AXES)
     return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+
+
+def _finite(loss: Float[Array, ""], grads: PyTree) -> Bool[Array, " checked"]:
+    """Whether the loss is finite, and the sum of squares of each gradient, in the order of `jax.tree.leaves`."""
+    squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)]
+    return jnp.isfinite(jnp.stack([loss, *(square.astype(loss.dtype) for square in squares)]))
+
+
+def _unless_skipped(finite: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
+    """The new state after a finite step. After another one, weights, biases and moments are still the old ones, and
+    what counts steps goes on: the step itself, the window of choices, the optimiser's schedules.
+    """
+    is_schedule = lambda node: getattr(node, "_fields", None) == ("count",)  # optax: of a rate, of a weight decay
+    keep = lambda after, before: after if is_schedule(after) else jnp.where(finite, after, before)
+    moved = lambda state: (state.params, state.balance_bias, state.opt_state)
+    params, biases, opt_state = jax.tree.map(keep, moved(new), moved(old), is_leaf=is_schedule)
+    return new._replace(params=params, balance_bias=biases, opt_state=opt_state)
 
 
 def _make_loss(task: Task, mesh: Mesh, model: Model) -> Callable:

@@ -1,10 +1,11 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import pytest
 
-from moe_jax.config.rules import ConfigError
+from moe_jax.config.rules import ConfigError, MachineError
 from moe_jax.journal import workdir
 
 OTHER_IDENTITY = {
@@ -23,6 +24,7 @@ OTHER_IDENTITY = {
 ALLOWED = {
     "train.steps": 1000,
     "train.profile": (1, 2),
+    "train.max_skipped": 3,
     "log.every": 7,
     "eval.every": 7,
     "eval.batches": 1,
@@ -47,6 +49,7 @@ def content(directory):
 def claimed(make_run, tmp_path):
     """A work directory of the tiny run, with some results."""
     directory = tmp_path / "run"
+    directory.mkdir()
     workdir.prepare(directory, make_run())
     workdir.claim(directory, make_run(), "some text")
     (directory / "metrics.jsonl").write_text('{"step": 1}\n')
@@ -54,8 +57,9 @@ def claimed(make_run, tmp_path):
 
 
 def test_preparing_writes_nothing(make_run, tmp_path):
-    workdir.prepare(tmp_path / "a/b", make_run())
-    assert content(tmp_path / "a/b") == {}
+    (tmp_path / "a").mkdir()
+    workdir.prepare(tmp_path / "a", make_run(), others=("profile",))
+    assert content(tmp_path / "a") == {}
 
 
 def test_the_same_run_is_welcome(make_run, claimed):
@@ -106,8 +110,9 @@ def test_a_file_of_an_older_version(make_run, claimed):
     config = json.loads((claimed / "config.json").read_text())
     del config["moe.z_loss"]
     (claimed / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match=r"\(moe.z_loss was None, is 0.0\)"):
-        workdir.prepare(claimed, make_run())
+    workdir.prepare(claimed, make_run())  # the default is what the code did before there was the field
+    with pytest.raises(ConfigError, match=r"\(moe.z_loss was 0.0, is 0.5\)"):
+        workdir.prepare(claimed, make_run({"moe.z_loss": 0.5}))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,14 @@ def test_a_directory_of_another_release_is_refused_before_its_fields_are_looked_
     assert content(claimed) == before
 
 
-TORN = {"empty": b"", "cut": b'{"seed": 0, "mod', "list": b"[]", "null": b"null", "binary": b"\xff\xfe"}
+TORN = {
+    "empty": b"",
+    "cut": b'{"seed": 0, "mod',
+    "list": b"[]",
+    "null": b"null",
+    "binary": b"\xff\xfe",
+    "deep": b"[" * 100_000,
+}
 
 
 @pytest.mark.parametrize("torn", TORN.values(), ids=TORN)
@@ -147,8 +159,52 @@ def test_a_torn_config_is_one_line(make_run, claimed, torn):
 def test_a_path_that_cannot_be_a_directory(make_run, tmp_path, path):
     (tmp_path / "file").write_text("text")
     with pytest.raises(ConfigError, match=rf"^--workdir=.*{path} cannot be written \(.+\): choose another directory$"):
-        workdir.prepare(tmp_path / path, make_run())
+        workdir.make_writable(tmp_path / path)
     assert content(tmp_path) == {"file": b"text"}
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "tensorboard/hparams", "profile"])
+def test_a_folder_of_the_run_that_cannot_be_made_is_found_before_the_first_step(make_run, claimed, name):
+    """A file stands for whatever cannot be a folder to write to: a read-only mount, say."""
+    (claimed / name).parent.mkdir(exist_ok=True)
+    (claimed / name).write_text("no folder")
+    with pytest.raises(ConfigError, match=rf"^--workdir=.*{name} cannot be written \(.+\): choose another directory$"):
+        workdir.prepare(claimed, make_run(), others=("profile",))
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json"])
+def test_a_file_of_the_run_that_cannot_be_written(make_run, claimed, name):
+    (claimed / name).unlink(missing_ok=True)
+    (claimed / name).mkdir()
+    with pytest.raises(ConfigError, match=rf"^--workdir=.*{name} (cannot be|holds no)"):
+        workdir.prepare(claimed, make_run())
+
+
+def test_one_run_at_a_time_and_readers_are_welcome(make_run, claimed):
+    with workdir.own(claimed):
+        with (
+            pytest.raises(ConfigError, match=rf"another run trains here \(process {os.getpid()} on .+\): wait for"),
+            workdir.own(claimed),
+        ):
+            pass
+        workdir.check_identity(claimed, make_run())
+        with workdir.own(claimed, first_process=False):  # another process of the same run
+            pass
+    with workdir.own(claimed):
+        pass
+
+
+@pytest.mark.parametrize("change", ["renamed", "deleted", "replaced"])
+def test_a_directory_that_is_taken_away_is_told(claimed, change):
+    with workdir.own(claimed) as home:
+        home.check()
+        aside = claimed.rename(claimed.with_name("aside"))
+        if change == "deleted":
+            shutil.rmtree(aside)
+        if change == "replaced":
+            claimed.mkdir()
+        with pytest.raises(MachineError, match=rf"^--workdir={claimed} is not the directory any more .+ put it back"):
+            home.check()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -156,7 +212,7 @@ def test_a_directory_without_permission(make_run, tmp_path):
     tmp_path.chmod(0o500)
     for path in (tmp_path, tmp_path / "below"):
         with pytest.raises(ConfigError, match=r"cannot be written \(Permission denied\)"):
-            workdir.prepare(path, make_run())
+            workdir.make_writable(path)
 
 
 def test_no_run_to_evaluate(make_run, tmp_path):

@@ -1,6 +1,5 @@
 """Balancing over whole steps: the bias, the loads that it and the losses see, and models whose MoE layers differ."""
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,9 +149,9 @@ def test_a_checkpoint_holds_the_bias_and_the_window(set_up_once, tmp_path):
     for number in range(3):
         state, _ = step(state, setup.place(make_batch(number)))
     with Checkpoints(tmp_path, setup.run.checkpoint) as checkpoints:
-        checkpoints.save(state, iter(grain.MapDataset.range(9).to_iter_dataset()))
+        checkpoints.save(state, 3)
     with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(setup.shapes)
+        restored = checkpoints.restore(setup.shapes).state
     assert np.any(biases(restored) != 0)
     assert np.any(restored.window[0] != 0)
     for number in range(3, 6):

@@ -1,27 +1,25 @@
-import itertools
+import errno
+import os
 import shutil
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from moe_jax import cli
+from moe_jax.config.rules import MachineError
 from moe_jax.config.schema import CheckpointConfig, MeshConfig
 from moe_jax.parallel.mesh import make_mesh
-from moe_jax.train.checkpoints import Checkpoints
+from moe_jax.train import checkpoints as checkpoints_module
+from moe_jax.train.checkpoints import Checkpoints, system_failure
 from moe_jax.train.state import TrainState
 
 # Orbax closes its event loop while reads that failed are still being reported to it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 SAVED = (2, 4, 6)
-
-
-def numbers():
-    """A data iterator that counts in a shuffled order."""
-    return iter(grain.MapDataset.range(50).seed(0).shuffle().repeat().to_iter_dataset())
 
 
 def make_state(step, sharding=None):
@@ -52,25 +50,16 @@ def assert_equal(state, other):
 
 
 def save(workdir, steps, keep=3):
-    """Saves after each of `steps`; the data iterator moves by one a step."""
-    data, position = numbers(), 0
+    """Saves after each of `steps`, at ten times that position in the data."""
     with Checkpoints(workdir, CheckpointConfig(keep=keep)) as checkpoints:
         for step in steps:
-            for _ in range(step - position):
-                next(data)
-            checkpoints.save(make_state(step), data)
-            position = step
+            checkpoints.save(make_state(step), 10 * step)
 
 
 def restore(workdir):
-    """As a run that goes on: (state, the next datum)."""
-    data = numbers()
+    """As a run that goes on: (state, position in the data)."""
     with Checkpoints(workdir, CheckpointConfig(keep=3)) as checkpoints:
-        return checkpoints.restore(ABSTRACT, data), next(data)
-
-
-def datum(position):
-    return next(itertools.islice(numbers(), position, None))
+        return checkpoints.restore(ABSTRACT)
 
 
 def content(folder):
@@ -97,13 +86,31 @@ def workdir(saved, tmp_path):
 
 
 def test_round_trip_is_exact(saved):
-    state, next_datum = restore(saved)
+    state, position = restore(saved)
     assert_equal(state, make_state(6))
-    assert next_datum == datum(6)
+    assert position == 60
+
+
+def test_a_checkpoint_from_before_digests_is_at_the_position_of_its_step(workdir):
+    """Grain kept it then, in files of its own form for each process; each step had taken one batch."""
+    (workdir / "checkpoints/6/digests.json").unlink()
+    shutil.rmtree(workdir / "checkpoints/6/data")
+    (workdir / "checkpoints/6/data").mkdir()
+    (workdir / "checkpoints/6/data/process_0-of-1.json").write_text('{"next_index": 6}')
+    state, position = restore(workdir)
+    assert_equal(state, make_state(6))
+    assert position == 6
+
+
+def test_a_checkpoint_of_another_format_is_not_read(workdir, caplog, monkeypatch):
+    monkeypatch.setattr(checkpoints_module, "FORMAT", 9)
+    with pytest.raises(ValueError, match="none of the checkpoints"):
+        restore(workdir)
+    assert "it has format 2, this release reads 9" in caplog.text
 
 
 def test_no_checkpoint_is_none(tmp_path):
-    assert restore(tmp_path)[0] is None
+    assert restore(tmp_path) is None
     with Checkpoints(tmp_path / "nowhere") as checkpoints:
         assert checkpoints.latest_step() is None
         assert checkpoints.restore(ABSTRACT) is None
@@ -118,7 +125,7 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_a_step_is_saved_once(workdir):
     before = content(workdir)
     with Checkpoints(workdir, CheckpointConfig(keep=3)) as checkpoints:
-        checkpoints.save(make_state(6), numbers())
+        checkpoints.save(make_state(6), 60)
     assert content(workdir) == before
 
 
@@ -127,11 +134,11 @@ def test_a_state_that_is_donated_while_it_is_written(tmp_path):
     state = bump(TrainState(jnp.int32(2), jnp.uint32(0), {"w": jnp.zeros(1 << 20)}, {}, {}, ()))
     abstract = abstract_of(state)
     with Checkpoints(tmp_path, CheckpointConfig(keep=3)) as checkpoints:
-        checkpoints.save(state, numbers())
+        checkpoints.save(state, 0)
         for _ in range(5):
             state = bump(state)
     with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(abstract)
+        restored = checkpoints.restore(abstract).state
     assert int(restored.step) == 3
     np.testing.assert_array_equal(restored.params["w"], np.ones(1 << 20))
 
@@ -158,8 +165,10 @@ DAMAGES = {
     "a flipped byte": flip_a_byte,
     "no state": lambda checkpoint: shutil.rmtree(checkpoint / "state"),
     "no data position": lambda checkpoint: shutil.rmtree(checkpoint / "data"),
-    "no data file": lambda checkpoint: (checkpoint / "data/process_0-of-1.json").unlink(),
-    "a torn data file": lambda checkpoint: (checkpoint / "data/process_0-of-1.json").write_text('{"next_'),
+    "no data file": lambda checkpoint: (checkpoint / "data/metadata").unlink(),
+    "a torn data file": lambda checkpoint: (checkpoint / "data/metadata").write_text('{"posi'),
+    "another position": lambda checkpoint: (checkpoint / "data/metadata").write_text('{"format":2,"position":7}'),
+    "torn digests": lambda checkpoint: (checkpoint / "digests.json").write_text('{"state/'),
     "garbage as metadata": lambda checkpoint: (checkpoint / "state/_METADATA").write_text("garbage"),
     "empty files": empty_all_files,
 }
@@ -169,9 +178,9 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(workdir, damage, caplog):
     damage(workdir / "checkpoints/6")
     damaged = content(workdir / "checkpoints/6")
-    state, next_datum = restore(workdir)
+    state, position = restore(workdir)
     assert_equal(state, make_state(4))
-    assert next_datum == datum(4)
+    assert position == 40
     (warning,) = [message for message in caplog.messages if "cannot be read" in message]
     assert warning.startswith(f"Checkpoint 6 in {workdir}/checkpoints cannot be read (")
     assert "\n" not in warning
@@ -217,7 +226,7 @@ def test_reading_changes_nothing(workdir, caplog):
     truncate_arrays(workdir / "checkpoints/6")
     before = content(workdir)
     with Checkpoints(workdir) as checkpoints:
-        assert_equal(checkpoints.restore(ABSTRACT), make_state(4))
+        assert_equal(checkpoints.restore(ABSTRACT).state, make_state(4))
     assert any("cannot be read" in message for message in caplog.messages)
     assert content(workdir) == before
 
@@ -238,9 +247,78 @@ def test_restores_onto_another_mesh(tmp_path, before, after):
 
     state = make_state(5, sharding(before))
     with Checkpoints(tmp_path, CheckpointConfig(keep=3)) as checkpoints:
-        checkpoints.save(state, numbers())
+        checkpoints.save(state, 0)
     target = abstract_of(make_state(0, sharding(after)))
     with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(target)
+        restored = checkpoints.restore(target).state
     assert_equal(restored, state)
     assert restored.params["layer"]["w"].sharding == target.params["layer"]["w"].sharding
+
+
+def test_every_flipped_byte_is_found(saved, tmp_path):
+    """Of every file that holds anything of the state or the position, at its beginning, middle and end."""
+    files = [path for path in (saved / "checkpoints/6").rglob("*") if path.is_file() and len(path.parts) > 1]
+    checked = [path for path in files if {"state", "data"} & set(path.relative_to(saved).parts)]
+    assert len(checked) > 5
+    for path in checked:
+        content = path.read_bytes()
+        for place in {0, len(content) // 2, len(content) - 1} if content else set():
+            copy = tmp_path / "copy"
+            shutil.copytree(saved / "checkpoints/6", copy / "checkpoints/6")
+            flipped = bytearray(content)
+            flipped[place] ^= 1
+            (copy / path.relative_to(saved)).write_bytes(flipped)
+            with Checkpoints(copy) as checkpoints, pytest.raises(ValueError, match="none of the checkpoints"):
+                checkpoints.restore(ABSTRACT)
+            shutil.rmtree(copy)
+
+
+def test_a_reader_beside_a_run_that_removes_what_it_reads(workdir, monkeypatch):
+    """The newest checkpoint vanishes while it is read, and a newer one has come."""
+    with Checkpoints(workdir) as checkpoints:
+        read = checkpoints._read
+
+        def rotate_then_read(step, shapes):
+            if step == 6:
+                save(workdir, [8], keep=1)
+            return read(step, shapes)
+
+        monkeypatch.setattr(checkpoints, "_read", rotate_then_read)
+        assert int(checkpoints.restore(ABSTRACT).state.step) == 8
+
+
+def no_space(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_one_line_and_the_next_checkpoint_that_fits_is_written(tmp_path, monkeypatch, caplog):
+    """The digests are written last, behind all that Orbax writes: where they fail, all of it does."""
+    with Checkpoints(tmp_path, CheckpointConfig(keep=3)) as checkpoints:
+        checkpoints.save(make_state(2), 2)
+        checkpoints.wait()
+        with monkeypatch.context() as full:
+            full.setattr(checkpoints_module, "write_digests", no_space)
+            checkpoints.save(make_state(4), 4)
+            with pytest.raises(
+                MachineError, match=r"^checkpoint 4 could not be written to .* \(No space left on device\)$"
+            ):
+                checkpoints.wait()
+            checkpoints.save(make_state(6), 6)
+            while checkpoints._manager.is_saving_in_progress():
+                pass
+        checkpoints.poll()
+        assert "checkpoint 6 could not be written" in caplog.text
+        checkpoints.save(make_state(8), 8)
+    assert names(tmp_path) == ["2", "8"]
+    assert_equal(restore(tmp_path).state, make_state(8))
+    shown = [record.getMessage() for record in caplog.records if cli.is_worth_showing(record)]
+    assert len(shown) == 1 and shown[0].startswith("checkpoint 6 could not be written")
+
+
+def test_what_the_system_refused_is_told_from_faults_of_the_code():
+    for words in ("[OS error 28: ENOSPC No space left on device]", "[os_error_code='28']"):  # of TensorStore's releases
+        assert system_failure(ValueError(f"UNKNOWN: Error writing /x/d/0 {words}")) == "No space left on device"
+    wrapped = RuntimeError("save failed")
+    wrapped.__cause__ = PermissionError(errno.EACCES, "Permission denied")
+    assert system_failure(wrapped) == "Permission denied"
+    assert system_failure(ValueError("unknown leaf")) is None
