@@ -35,7 +35,7 @@ from moe_jax.train.watch import Watch
 def train(run: RunConfig, workdir: Path) -> int:
     """Trains `run` in `workdir`, from its newest checkpoint where it has one, and writes summary.json at the end.
 
-    Returns the exit code: 0, or 128 + the number of the signal (Ctrl-C, SIGTERM, SIGHUP) that ended it early,
+    Returns the exit code: 0, or 128 + the number of the signal (one of `StopRequest.SIGNALS`) that ended it early,
     checkpointed. Raises, in one line each, ConfigError or ValueError for what cannot run, MachineError where the state
     cannot be saved in the end, and DivergedError where training has left the finite numbers.
     """
@@ -183,7 +183,9 @@ class _Loop:
                     self.checkpoints.wait()
             except MachineError as error:
                 if last:
-                    raise MachineError(f"{error}: mend that, and the same command goes on from the newest one") from None
+                    raise MachineError(
+                        f"{error}: mend that, and the same command goes on from the newest one"
+                    ) from None
                 logging.warning("%s: training goes on, and the next checkpoint takes its place", error)
 
     def _finish(self) -> None:
