@@ -12,7 +12,7 @@ NEWEST = $(shell for p in $(CANDIDATES); do \
 PYTHON ?= $(NEWEST)
 RUNS := runs
 
-.PHONY: venv venv-aot quickstart test test-slow test-gpu test-aot lint docs benchmark compare tensorboard clean
+.PHONY: venv venv-aot quickstart test test-slow soak test-gpu test-aot lint docs benchmark compare tensorboard clean
 
 venv: $(VENV)/.installed
 
@@ -32,6 +32,10 @@ test: venv
 
 test-slow: venv
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+
+# An hour of kills, damaged files and random configurations; docs/reliability.md has what it found.
+soak: venv
+	$(BIN)/python -m pytest -m soak --durations=0 -rA
 
 test-gpu: venv
 	JAX_PLATFORMS=cuda $(BIN)/python -m pytest -m gpu

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging as python_logging
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,17 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from moe_jax.config.rules import ConfigError, DivergedError, MachineError, directory
-from moe_jax.config.schema import RunConfig
+from moe_jax.config.schema import RunConfig, flatten
 from moe_jax.files import limits, terminal
 from moe_jax.resolve import check_field, resolve
 
 BAD_INPUT, MACHINE, DIVERGED = 2, 3, 4  # exit codes; 1 is Python's own, for a fault of the code
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA words it
+VALUES = {  # of the types that absl parses: what a value is, and what to give
+    int: "whole number: give one, as in 8",
+    float: "number: give one, as in 1.25",
+    bool: "truth value: give true or false",
+}
 _PACKAGE = Path(__file__).parent
 
 
@@ -45,13 +51,15 @@ def base_config() -> ml_collections.ConfigDict:
     try:
         return flags.FLAGS.config.copy_and_resolve_references()
     except OSError:  # the file is only read here
-        raise ValueError(
-            f"--config={config_path()} cannot be read: configs/ holds the ones that come with moe_jax"
-        ) from None
+        raise _unreadable(config_path()) from None
     except AttributeError:
         raise ValueError(
             f"--config={config_path()}: get_config() returns no config: let it return default_config()"
         ) from None
+
+
+def _unreadable(path: Path | str) -> ConfigError:
+    return ConfigError(f"--config={path} cannot be read: configs/ holds the ones that come with moe_jax")
 
 
 def run_config(num_devices: int | None = None) -> RunConfig:
@@ -109,7 +117,7 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
     if len(argv) > 1:
         raise ValueError(f"{argv[1]!r} is not a flag: write --flag=value")
     logging.set_verbosity(logging.INFO)
-    logging.get_absl_handler().addFilter(_is_worth_showing)
+    logging.get_absl_handler().addFilter(is_worth_showing)
     if (allowed := limits.allow_open_files()) < limits.FEWEST_FILES:
         raise MachineError(
             f"this process may open {allowed} files at a time, and needs {limits.FEWEST_FILES}: raise `ulimit -n`"
@@ -117,7 +125,7 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
     return script()
 
 
-def _is_worth_showing(record: python_logging.LogRecord) -> bool:
+def is_worth_showing(record: python_logging.LogRecord) -> bool:
     """This package's messages, and others' warnings but for Orbax's.
 
     Orbax logs every file that it touches, and each of its failures several times, with tracebacks, before it raises
@@ -141,9 +149,22 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, TypeError) as error:  # from a config file it carries a whole traceback
-        raise ValueError(str(error).strip().splitlines()[-1]) from None
+        line = str(error).strip().splitlines()[-1]
+        raise ValueError(_with_remedy(line)) from None
+    except OSError:
+        given = next((argument for argument in argv if argument.startswith("--config=")), "--config")
+        raise _unreadable(given.removeprefix("--config=")) from None
     except (SyntaxError, NameError, AttributeError, KeyError, ImportError) as error:
         raise ValueError(f"the config file fails ({type(error).__name__}: {error}): correct it") from None
+
+
+def _with_remedy(line: str) -> str:
+    """What absl says of a value that does not parse, as what to give instead where it is that of a field."""
+    match = re.match(r"flag --config\.(?P<field>[\w.]+)=(?P<value>.*?): ", line)
+    default = flatten(RunConfig()).get(match["field"]) if match else None
+    if match is None or type(default) not in VALUES:
+        return line
+    return f"--config.{match['field']}={match['value']} is no {VALUES[type(default)]}"
 
 
 def _guarded(call: Callable):

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 
 from moe_jax.config.layers import moe_segments
-from moe_jax.config.schema import MoEConfig, RunConfig, flatten
+from moe_jax.config.schema import MoEConfig, RunConfig, TrainConfig, flatten
 from moe_jax.moe.dispatchers import dispatcher_of
 from moe_jax.moe.plan import DROP_ORDERS
 from moe_jax.moe.routers import ROUTERS
@@ -33,8 +33,18 @@ def describe(run: RunConfig) -> list[str]:
 def warn(run: RunConfig) -> None:
     """Warns of what is legal and probably not meant."""
     said = dict.fromkeys(line for part in moe_segments(run) for line in _doubts(part.moe))
-    for line in said:
+    for line in (*_doubts_of_training(run.train), *said):
         warnings.warn(line, stacklevel=2)
+
+
+def _doubts_of_training(train: TrainConfig) -> Iterator[str]:
+    """What is probably not meant in the length and the rates of the run."""
+    if train.warmup_steps >= train.steps > 1:
+        reached = (train.steps - 1) / train.warmup_steps
+        yield (
+            f"train.warmup_steps={train.warmup_steps} is not over at train.steps={train.steps}: the last rate is "
+            f"{reached:.0%} of train.learning_rate={train.learning_rate}; lower the one or raise the other"
+        )
 
 
 def _doubts(moe: MoEConfig) -> Iterator[str]:

@@ -73,6 +73,9 @@ def restore(fields: Mapping[str, Any], num_devices: int = 1) -> RunConfig:
 def check_field(name: str) -> None:
     """Raises ConfigError unless `name`, dotted, is a field of a run."""
     known = list(flatten(RunConfig()))
+    fields = [field for field in known if field.startswith(f"{name}.")]
+    if fields:
+        raise ConfigError(f"{name} is a section, not a field: set one of its fields, as {fields[0]}")
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         remedy = f"did you mean {near[0]}?" if near else "moe_jax/config/schema.py lists them all"

@@ -102,6 +102,10 @@ def test_null_experts_leave_fewer_choices_to_be_dropped():
             r"'expert_choice' fills all slots, .* 1\.25 experts .* and 2\.00 in evaluation: give both",
         ),
         (SOFT, r"moe\.router='soft' lets later tokens"),
+        (
+            {"train.steps": 6, "train.warmup_steps": 100},
+            r"train\.warmup_steps=100 is not over at train\.steps=6: the last rate is 5% of train\.learning_rate",
+        ),
     ],
 )
 def test_warns(fields, match):
