@@ -64,7 +64,7 @@ def test_every_cell_that_cannot_run_is_found():
     "sweep, reason",
     [
         (Sweep([{"moe.experts": 4}]), "moe.experts is not a field of a run: did you mean moe.num_experts"),
-        (Sweep([{"moe": 4}]), "moe is not a field of a run"),
+        (Sweep([{"moe": 4}]), "moe is a section, not a field"),
         (Sweep([]), "no points or no seeds"),
         (Sweep([{}], seeds=()), "no points or no seeds"),
         (Sweep([{"seed": 1}]), "seed is swept as a field: give the seeds to Sweep"),
