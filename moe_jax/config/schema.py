@@ -110,13 +110,19 @@ class MoEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where text comes from and how it is cut. [identity, but for `cache_dir`]"""
+    """Where text comes from and how it is cut. [identity, but for `cache_dir`, `workers`]"""
 
-    # stdlib | text:GLOB or folder | jsonl:GLOB | pypi:NAME==VERSION (source archive); several joined by commas
+    # stdlib | text: | jsonl: | parquet: | arrayrecord: (a file, folder or glob) | pypi:NAME==VERSION (source archive) |
+    # tokens: | megatron: (ids made elsewhere); several joined by commas, see docs/corpora.md
     source: str = "stdlib"
     weights: tuple[float, ...] = ()  # of several sources; (): by size
-    text_field: str = "text"  # jsonl: the field that holds the document
-    tokenizer: str = "bytes"  # bytes | bpe (trained on the training split, model.vocab_size entries)
+    text_field: str = "text"  # jsonl, parquet: the field that holds the document
+    # bytes | bpe (trained on the training split, model.vocab_size entries) | hf:PATH/tokenizer.json | ids (not known)
+    tokenizer: str = "bytes"
+    end_of_document: str = ""  # hf: the token, if not the file's eos_token; ids: its id, if not a new one at the end
+    ids_vocab_size: int = 0  # tokenizer="ids": how many ids there are
+    ids_dtype: str = "uint16"  # tokens: the type of the numbers in files other than .npy
+    workers: int = 0  # processes that tokenize; 0: one for each core
     sequence_length: int = 128
     batch_size: int = 64  # sequences a step, over all devices
     holdout_fraction: float = 0.05  # of the files (jsonl: documents) of each domain
@@ -214,6 +220,7 @@ NOT_IDENTITY = frozenset(
         "moe.eval_capacity_factor",
         "moe.temperature_steps",
         "data.cache_dir",
+        "data.workers",
         "train.steps",
         "train.max_skipped",
         "train.profile",

@@ -1,15 +1,15 @@
-"""What the baselines need to know about the text, counted once when a corpus is built."""
+"""What the baselines need to know about the text, counted while a corpus is built."""
 
 import dataclasses
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
-from moe_jax.data.documents import Document
-
 GZIP_WINDOW = 31  # zlib's code for its largest window with a gzip header
+BLOCK = 1 << 20  # bytes that are counted or compressed at a time
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,24 +22,49 @@ class ByteCounts:
     heldout_gzip_all: int  # bytes of all held-out text after gzip -9, the domains one after another
 
 
-def count_bytes(train: Iterable[Document], heldout: Sequence[Sequence[Document]]) -> ByteCounts:
-    """Counts the training documents and each domain's held-out documents."""
-    return ByteCounts(
-        _histogram(train),
-        np.array([_histogram(documents) for documents in heldout], np.int64).reshape(-1, 256),
-        np.array([_gzip_size(documents) for documents in heldout], np.int64),
-        _gzip_size([document for documents in heldout for document in documents]),
-    )
+class ByteCounter:
+    """Counts texts as they come; the held-out ones wait in files, since gzip takes them domain by domain."""
+
+    def __init__(self, directory: Path, domains: int):
+        """Starts at nothing; the files are in `directory`."""
+        self._paths = [directory / f"heldout_{domain}" for domain in range(domains)]
+        self._train = np.zeros(256, np.int64)
+        self._heldout = np.zeros((domains, 256), np.int64)
+        for path in self._paths:
+            path.write_bytes(b"")
+
+    def add_train(self, text: bytes) -> None:
+        """Counts a training document."""
+        self._train += _histogram(text)
+
+    def add_heldout(self, text: bytes, domain: int) -> None:
+        """Counts a held-out document."""
+        self._heldout[domain] += _histogram(text)
+        with self._paths[domain].open("ab") as file:
+            file.write(text)
+
+    def finish(self) -> ByteCounts:
+        """The counts; compresses the held-out texts."""
+        sizes = [_gzip_size(_blocks([path])) for path in self._paths]
+        everything = _gzip_size(_blocks(self._paths))
+        return ByteCounts(self._train, self._heldout, np.array(sizes, np.int64), everything)
 
 
-def _histogram(documents: Iterable[Document]) -> Int64[np.ndarray, "256"]:
+def _histogram(text: bytes) -> Int64[np.ndarray, "256"]:
     counts = np.zeros(256, np.int64)
-    for document in documents:
-        counts += np.bincount(np.frombuffer(document.text, np.uint8), minlength=256)
+    for start in range(0, len(text), BLOCK):
+        counts += np.bincount(np.frombuffer(text[start : start + BLOCK], np.uint8), minlength=256)
     return counts
 
 
-def _gzip_size(documents: Iterable[Document]) -> int:
-    """Bytes of the texts after gzip -9, concatenated with nothing in between."""
+def _blocks(paths: Iterable[Path]) -> Iterator[bytes]:
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                yield block
+
+
+def _gzip_size(blocks: Iterable[bytes]) -> int:
+    """Bytes of the text after gzip -9."""
     compressor = zlib.compressobj(level=9, wbits=GZIP_WINDOW)
-    return sum(len(compressor.compress(document.text)) for document in documents) + len(compressor.flush())
+    return sum(len(compressor.compress(block)) for block in blocks) + len(compressor.flush())

@@ -1,8 +1,7 @@
-"""`load_corpus` reads, de-duplicates, splits and tokenizes the sources once and then opens the result in the cache."""
+"""`load_corpus` opens the corpus of a run in the cache, where it is built the first time."""
 
 import dataclasses
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,25 +9,28 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from moe_jax.config.rules import MachineError
 from moe_jax.config.schema import DataConfig
-from moe_jax.data.byte_counts import ByteCounts, count_bytes
-from moe_jax.data.cache import cache_key, publish
-from moe_jax.data.documents import Document, deduplicate
+from moe_jax.data.build import build_corpus
+from moe_jax.data.byte_counts import ByteCounts
+from moe_jax.data.cache import cache_key, cache_root, cached
 from moe_jax.data.packing import Rows, TokenizedDocuments, heldout_rows, training_rows
-from moe_jax.data.sources import Source, parse_sources
-from moe_jax.data.split import Split, holdout_split, sample
-from moe_jax.data.tokenizers import TOKENIZERS, Tokenizer, check_vocab_size
+from moe_jax.data.shards import StoredTokens, read_numbers
+from moe_jax.data.sources import parse_sources
+from moe_jax.data.sources.source import Source
+from moe_jax.data.tokenizers import Tokenizer, check_vocab_size, kind_of
+from moe_jax.data.tokenizers.tokenizer import compact_dtype
 
-FORMAT = 1  # to be raised whenever the same sources and configuration would build something else
+FORMAT = 2  # to be raised whenever the same sources and configuration would build something else
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """What the sources held and what became of it."""
+    """What the sources held and what became of it. Bytes are 0 where it is not known what ids stand for."""
 
     documents: int  # documents that are trained on or held out
     duplicates: int  # documents dropped because another has the same bytes
-    skipped: int  # files that are empty or not text
+    skipped: int  # files (lines, rows, records) that are empty or not text
     train_bytes: dict[str, int]  # bytes by domain
     heldout_bytes: dict[str, int]  # bytes by domain
 
@@ -38,132 +40,74 @@ class Corpus:
     """Tokenized text, ready to be iterated over."""
 
     tokenizer: Tokenizer
+    sources: tuple[str, ...]  # as they are written in data.source
     domains: tuple[str, ...]  # sorted
     train_rows: tuple[Rows, ...]  # the rows of each source
     heldout_rows: tuple[Rows, ...]  # the rows of each domain, which may be none
     sha256: str  # depends on the tokens of both splits, the sequence length and the weights, not on seed or paths
     archives: dict[str, str]  # SHA-256 of the archive of each source that has one
     counts: Counts
-    byte_counts: ByteCounts
+    byte_counts: ByteCounts  # of documents that are text
+    all_text: bool  # whether no source was tokenized elsewhere
+
+    @property
+    def knows_bytes(self) -> bool:
+        """Whether it is known how many bytes of text the tokens stand for."""
+        return bool(self.tokenizer.bytes_per_token.any())
 
 
 def load_corpus(config: DataConfig, vocab_size: int, seed: int) -> Corpus:
-    """The corpus of a run, which is built if `config.cache_dir` does not have it yet.
+    """The corpus of a run, which is built if `config.cache_dir` does not have it yet, or not whole.
 
-    `vocab_size` is the model's; `seed` orders the training documents and nothing else. Raises ValueError, in one line
+    `vocab_size` is the model's; `seed` orders the training documents and nothing else. Raises ConfigError, in one line
     that names the field, for a source that is missing, malformed or empty, for weights that do not fit the sources, for
-    a vocabulary that is too small, and where nothing could be held out.
+    a vocabulary that is too small, and where nothing could be held out; MachineError where files cannot be read or the
+    cache cannot be written.
     """
-    check_vocab_size(config.tokenizer, vocab_size)
+    check_vocab_size(config, vocab_size)
     sources = parse_sources(config)
-    key = cache_key(
+    key = _key(sources, config, vocab_size)
+    root = cache_root(config)
+
+    def build(draft: Path) -> None:
+        build_corpus(sources, config, vocab_size, root, draft)
+        if _key(sources, config, vocab_size) != key:
+            raise MachineError(f"data.source={config.source!r} has changed while it was read: start again")
+
+    corpus = cached(
+        root / "corpora" / key, "the corpus", build, lambda entry: _open(entry, sources, config, vocab_size, seed)
+    )
+    _warn(corpus, config)
+    return corpus
+
+
+def _key(sources: Sequence[Source], config: DataConfig, vocab_size: int) -> str:
+    kind, name = kind_of(config), config.tokenizer.partition(":")[0]
+    return cache_key(
         FORMAT,
         [[source.spec, source.fingerprint()] for source in sources],
-        [config.holdout_fraction, config.max_bytes, config.tokenizer, _trained_size(config, vocab_size)],
+        [config.holdout_fraction, config.max_bytes, name, kind.fingerprint(config, vocab_size)],
     )
-    cache_dir = Path(config.cache_dir).expanduser()
-    directory = cache_dir / "corpora" / key
-    if not directory.is_dir():
-        with publish(directory) as draft:
-            _build(sources, config, vocab_size, cache_dir, draft)
-    return _open(directory, config, seed)
 
 
-def _trained_size(config: DataConfig, vocab_size: int) -> int:
-    """The vocabulary size that the tokenizer is trained for; 0 if it is not trained."""
-    return vocab_size if TOKENIZERS[config.tokenizer].trained else 0
-
-
-def _build(sources: Sequence[Source], config: DataConfig, vocab_size: int, cache_dir: Path, directory: Path) -> None:
-    """Fills `directory`. Meanwhile the text of all documents is in memory."""
-    logging.info("Reading data.source=%s; the next start finds it in %s", config.source, cache_dir)
-    readings = [source.read() for source in sources]
-    kept, duplicates = deduplicate([reading.documents for reading in readings])
-    _check_kept(sources, kept)
-    splits = _splits(kept, config)
-    train = [split.train for split in splits]
-    domains = sorted({document.domain for documents in kept for document in documents})
-    heldout = [[d for split in splits for d in split.heldout if d.domain == domain] for domain in domains]
-    all_train, all_heldout = list(itertools.chain(*train)), list(itertools.chain(*heldout))
-
-    kind = TOKENIZERS[config.tokenizer]
-    serialized = kind.build([document.text for document in all_train], vocab_size, cache_dir)
-    (directory / "tokenizer.json").write_text(serialized, encoding="utf-8")
-    digests = _tokenize(kind.open(serialized), domains, {"train": train, "heldout": heldout}, directory)
-    np.savez(directory / "byte_counts.npz", **dataclasses.asdict(count_bytes(all_train, heldout)))
-    counts = Counts(
-        documents=len(all_train) + len(all_heldout),
-        duplicates=duplicates,
-        skipped=sum(reading.skipped for reading in readings),
-        train_bytes=_bytes_by_domain(all_train, domains),
-        heldout_bytes=_bytes_by_domain(all_heldout, domains),
-    )
-    description = {
-        "domains": domains,
-        "sources": len(sources),
-        "digests": digests,
-        "archives": {source.spec: r.sha256 for source, r in zip(sources, readings, strict=True) if r.sha256},
-        "counts": dataclasses.asdict(counts),
-    }
-    (directory / "corpus.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
-    logging.info("Read %s", counts)
-
-
-def _check_kept(sources: Sequence[Source], kept: Sequence[Sequence[Document]]) -> None:
-    for source, documents in zip(sources, kept, strict=True):
-        if not documents:
-            raise ValueError(f"data.source={source.spec!r} only repeats the sources before it: leave it out")
-
-
-def _splits(sources: Sequence[Sequence[Document]], config: DataConfig) -> list[Split]:
-    """The split of each source; `max_bytes` is shared out in proportion to the sources' training text."""
-    splits = [holdout_split(documents, config.holdout_fraction) for documents in sources]
-    if config.holdout_fraction and not any(split.heldout for split in splits):
-        raise ValueError(
-            f"data.source={config.source!r} has one document a domain, so none can be held out: split the files"
-        )
-    sizes = [sum(len(document.text) for document in split.train) for split in splits]
-    return [
-        split._replace(train=sample(split.train, config.max_bytes * size / sum(sizes)))
-        for split, size in zip(splits, sizes, strict=True)
-    ]
-
-
-def _tokenize(
-    tokenizer: Tokenizer, domains: list[str], parts: dict[str, list[list[Document]]], directory: Path
-) -> list[str]:
-    """Writes `directory/KIND_i.*.npy` for the i-th list of each kind, and returns the digests of all."""
-    digests = []
-    for kind, lists in parts.items():
-        for i, documents in enumerate(lists):
-            encoded = tokenizer.encode_batch([document.text for document in documents])
-            indices = [domains.index(document.domain) for document in documents]
-            tokenized = TokenizedDocuments.join(encoded, indices, tokenizer.end_of_document)
-            tokenized.save(directory, f"{kind}_{i}")
-            digests.append(tokenized.digest())
-    return digests
-
-
-def _bytes_by_domain(documents: Sequence[Document], domains: Sequence[str]) -> dict[str, int]:
-    total = dict.fromkeys(domains, 0)
-    for document in documents:
-        total[document.domain] += len(document.text)
-    return total
-
-
-def _open(directory: Path, config: DataConfig, seed: int) -> Corpus:
+def _open(directory: Path, sources: Sequence[Source], config: DataConfig, vocab_size: int, seed: int) -> Corpus:
     description = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
-    tokenizer = TOKENIZERS[config.tokenizer].open((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    kind = kind_of(config)
+    tokenizer = kind.open((directory / "tokenizer.json").read_text(encoding="utf-8"))
     domains, length = description["domains"], config.sequence_length
 
-    def load(kind: str, count: int) -> list[TokenizedDocuments]:
-        return [TokenizedDocuments.load(directory, f"{kind}_{i}", tokenizer.end_of_document) for i in range(count)]
+    def load(part: str, count: int) -> list[TokenizedDocuments]:
+        return [_documents(directory, f"{part}_{i}", tokenizer) for i in range(count)]
 
     with np.load(directory / "byte_counts.npz") as arrays:
         byte_counts = ByteCounts(**{**arrays, "heldout_gzip_all": int(arrays["heldout_gzip_all"])})
     identity = [domains, description["digests"], tokenizer.vocab_size, length, [float(w) for w in config.weights]]
+    fingerprint = None if kind.trained else kind.fingerprint(config, vocab_size)
+    if fingerprint is not None:  # the same ids mean something else with another file
+        identity.append(fingerprint)
     return Corpus(
         tokenizer=tokenizer,
+        sources=tuple(source.spec for source in sources),
         domains=tuple(domains),
         train_rows=tuple(
             training_rows(documents, length, (seed % 2**32, i))
@@ -174,4 +118,32 @@ def _open(directory: Path, config: DataConfig, seed: int) -> Corpus:
         archives=description["archives"],
         counts=Counts(**description["counts"]),
         byte_counts=byte_counts,
+        all_text=description["all_text"],
     )
+
+
+def _documents(directory: Path, name: str, tokenizer: Tokenizer) -> TokenizedDocuments:
+    return TokenizedDocuments(
+        read_numbers(directory / f"{name}.domains", "<i4"),
+        read_numbers(directory / f"{name}.starts", "<i8"),
+        StoredTokens(directory, name, compact_dtype(tokenizer.vocab_size)),
+        tokenizer.end_of_document,
+    )
+
+
+def _warn(corpus: Corpus, config: DataConfig) -> None:
+    """Says so where the split leaves hardly anything to train on."""
+    train, heldout = (sum(sizes.values()) for sizes in (corpus.counts.train_bytes, corpus.counts.heldout_bytes))
+    if heldout > train and config.holdout_fraction <= 0.5 and not config.max_bytes:
+        logging.warning(
+            "data.holdout_fraction=%s of the documents are %d bytes and leave %d to train on, since some documents are "
+            "far larger than others: split those into several files",
+            *(config.holdout_fraction, heldout, train),
+        )
+    for source, rows in zip(corpus.sources, corpus.train_rows, strict=True):
+        if rows.is_padded:
+            logging.warning(
+                "data.source=%r has less text to train on than one row of data.sequence_length=%d: give more text, or "
+                "shorter rows",
+                *(source, config.sequence_length),
+            )

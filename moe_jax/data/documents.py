@@ -1,8 +1,9 @@
-"""A document, which bytes count as text, and the removal of exact duplicates."""
+"""A document, and which bytes count as text."""
 
 import dataclasses
-import hashlib
-from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Integer
 
 # A Latin-1 text in French or German is 3 to 8% accented letters; other encodings and binary formats lie far above.
 MAX_REPLACED = 0.1
@@ -10,11 +11,20 @@ MAX_REPLACED = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text: valid UTF-8, never empty. `name` is unique within its source and the same on every machine."""
+    """One text: valid UTF-8, never empty. `name` is unique within its source and the same on every machine.
+
+    A document of a source that was tokenized elsewhere has `ids`, without an end of document, and its text is empty.
+    """
 
     text: bytes
     domain: str
     name: str
+    ids: Integer[np.ndarray, " tokens"] | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def content(self) -> bytes:
+        """What makes two documents the same: the text, or the bytes of the ids."""
+        return self.text if self.ids is None else np.ascontiguousarray(self.ids, np.uint32).tobytes()
 
 
 def as_utf8(data: bytes) -> bytes | None:
@@ -33,15 +43,15 @@ def as_utf8(data: bytes) -> bytes | None:
         return text.encode() if text.count("\ufffd") <= MAX_REPLACED * len(text) else None
 
 
-def deduplicate(sources: Sequence[Sequence[Document]]) -> tuple[list[list[Document]], int]:
-    """Keeps the first of documents with the same bytes, over all sources; returns what is left and how many went."""
-    seen: set[bytes] = set()
-    kept: list[list[Document]] = []
-    for documents in sources:
-        kept.append([])
-        for document in documents:
-            digest = hashlib.sha256(document.text).digest()
-            if digest not in seen:
-                seen.add(digest)
-                kept[-1].append(document)
-    return kept, sum(map(len, sources)) - len(seen)
+def printable(name: str) -> str:
+    r"""The name with what UTF-8 cannot write (bytes of a file name, lone surrogates) spelled out, as in "caf\xe9"."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace") if _escaped(name) else _plain(name)
+
+
+def _escaped(name: str) -> bool:
+    """Whether the only surrogates are those by which Python stands for bytes of a file name."""
+    return all(not "\ud800" <= c <= "\udfff" or "\udc80" <= c <= "\udcff" for c in name)
+
+
+def _plain(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()

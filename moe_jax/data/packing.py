@@ -5,20 +5,17 @@ A stream is an end-of-document token, then each document followed by one:
     e a a a e b b e ...          row i covers stream[i*L : i*L + L + 1]
 
 so that every token of every document is a target exactly once, and the first one is too. The stream is never built:
-the cache holds the documents' tokens in a fixed order, memory-mapped, and a row gathers the few pieces that it covers.
+the cache holds the documents' tokens in a fixed order (`shards.py`), and a row gathers the few pieces that it covers.
 A new seed or a new sequence length therefore tokenizes nothing again.
 """
 
 import dataclasses
-import hashlib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
-from moe_jax.data.tokenizers import compact_dtype
+from moe_jax.data.shards import Tokens
 
 
 class Row(NamedTuple):
@@ -36,39 +33,8 @@ class TokenizedDocuments:
 
     domains: Int32[np.ndarray, " documents"]
     starts: Int64[np.ndarray, " documents+1"]
-    tokens: Integer[np.ndarray, " tokens"]
+    tokens: Tokens
     end_of_document: int
-
-    @classmethod
-    def join(
-        cls, encoded: Iterable[Integer[np.ndarray, " _"]], domains: Sequence[int], end_of_document: int
-    ) -> "TokenizedDocuments":
-        """Joins documents, given the ids and the domain of each; the ids are stored as uint16 where they fit."""
-        dtype = compact_dtype(end_of_document + 1)
-        end = np.array([end_of_document], dtype)
-        documents = [np.concatenate([ids, end], dtype=dtype, casting="same_kind") for ids in encoded]
-        starts = np.cumsum([0, *map(len, documents)], dtype=np.int64)
-        tokens = np.concatenate(documents) if documents else np.empty(0, dtype)
-        return cls(np.array(domains, np.int32), starts, tokens, end_of_document)
-
-    def save(self, directory: Path, name: str) -> None:
-        """Writes three arrays into `directory`."""
-        for field in ("domains", "starts", "tokens"):
-            np.save(directory / f"{name}.{field}.npy", getattr(self, field))
-
-    @classmethod
-    def load(cls, directory: Path, name: str, end_of_document: int) -> "TokenizedDocuments":
-        """The opposite of `save`; the tokens stay on disk until they are touched."""
-        domains, starts = (np.load(directory / f"{name}.{field}.npy") for field in ("domains", "starts"))
-        tokens = np.load(directory / f"{name}.tokens.npy", mmap_mode="r" if starts[-1] else None)
-        return cls(domains, starts, tokens, end_of_document)
-
-    def digest(self) -> str:
-        """SHA-256, in hex, of all three arrays."""
-        digest = hashlib.sha256()
-        for array in (self.domains, self.starts, self.tokens):
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
 
 
 class Rows:
@@ -93,6 +59,7 @@ class Rows:
         targets = int(documents.starts[-1])
         whole, rest = divmod(targets, sequence_length)
         self._rows = whole + bool(rest and (keep_last or not whole))
+        self.is_padded = self._rows > whole  # whether the last row is not full
 
     def __len__(self) -> int:
         return self._rows

@@ -1,5 +1,7 @@
 """Batches: an endless, shuffled, resumable iterator for training, and a fixed sequence for evaluation."""
 
+import bisect
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -9,6 +11,7 @@ from jaxtyping import Int32
 
 from moe_jax.config.schema import DataConfig
 from moe_jax.data.corpus import Corpus
+from moe_jax.data.mixture import proportions
 from moe_jax.data.packing import Row
 
 THREADS = 4  # threads that gather rows; they hold the interpreter most of the time, so more would not help
@@ -60,15 +63,22 @@ def train_iterator(
     the processes.
     """
     rows_here = _rows_per_process(config.batch_size, process_count)
+    begins = np.cumsum([0, *map(len, corpus.train_rows)]).tolist()
+    # Grain shuffles and mixes the numbers of rows, which costs it a fraction of what whole rows would.
     sources = [
-        grain.MapDataset.source(rows).seed((seed + i) % 2**32).shuffle().repeat()
-        for i, rows in enumerate(corpus.train_rows)
+        grain.MapDataset.range(begin, end).seed((seed + i) % 2**32).shuffle().repeat()
+        for i, (begin, end) in enumerate(itertools.pairwise(begins))
     ]
-    weights = config.weights or tuple(map(len, corpus.train_rows))
-    mixture = grain.MapDataset.mix(sources, weights) if len(sources) > 1 else sources[0]
+    shares = proportions(list(map(len, corpus.train_rows)), config.weights)
+    mixture = grain.MapDataset.mix(sources, shares) if len(sources) > 1 else sources[0]
+
+    def rows(numbers: Sequence[int]) -> Batch:
+        where = [(i := bisect.bisect(begins, number) - 1, int(number) - begins[i]) for number in numbers]
+        return stack_rows([corpus.train_rows[i][row] for i, row in where])
+
     # The mixture is batched before it is sliced, so that a process has neighbouring rows and not every P-th one. An
     # endless mixture has no remainder, but if Grain is told to keep one it rounds the length up and overflows.
-    batches = mixture.batch(rows_here, drop_remainder=True, batch_fn=stack_rows)[process_index::process_count]
+    batches = mixture.batch(rows_here, drop_remainder=True, batch_fn=rows)[process_index::process_count]
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCH)
     return TrainBatches(lambda position: iter(batches[position:].to_iter_dataset(options)))
 
@@ -82,14 +92,16 @@ def heldout_batches(
     part of each batch, as in `train_iterator`, and the same ValueError where the batch does not divide.
     """
     rows_here = _rows_per_process(batch_size, process_count)
-    index = [(domain, i) for domain, rows in enumerate(corpus.heldout_rows) for i in range(len(rows))]
+    begins = np.cumsum([0, *map(len, corpus.heldout_rows)])  # of each domain, the first of all rows
     # RandomState, not Generator: NumPy promises that its stream never changes.
-    order = np.random.RandomState(0).permutation(len(index))
-    total = -(-len(index) // batch_size)
+    order = np.random.RandomState(0).permutation(begins[-1])
+    total = -(-int(begins[-1]) // batch_size)
     for batch in range(min(batches, total) if batches else total):
         start = batch * batch_size + process_index * rows_here
-        chosen = [index[k] for k in order[start : start + rows_here]]
-        rows = [corpus.heldout_rows[domain][i] for domain, i in chosen]
+        chosen = order[start : start + rows_here]
+        domains = np.searchsorted(begins, chosen, side="right") - 1
+        within = chosen - begins[domains]
+        rows = [corpus.heldout_rows[d][i] for d, i in zip(domains.tolist(), within.tolist(), strict=True)]
         yield stack_rows(rows + [_padding(corpus)] * (rows_here - len(rows)))
 
 

@@ -4,6 +4,7 @@ Nothing here imports TensorFlow. (`tensorboard`'s own `EventFileWriter` does so 
 """
 
 import io
+import itertools
 import os
 import socket
 import struct
@@ -79,16 +80,35 @@ def drop_steps(directory: Path, first_step: int) -> None:
     for path in sorted(directory.glob("events.out.tfevents.*")):
         name = path.name.removeprefix("events.out.tfevents.")
         rewritten = path.with_name(f"partial.{name}")
+        if not path.is_file():
+            set_aside(path)
+            continue
         try:
             with rewritten.open("wb") as file:
                 for record, event in _read_records(path):
                     if event.step < first_step or not event.HasField("summary"):
                         file.write(record)
         except DamagedRecordError:
-            aside = path.with_name(f"damaged.{name}")
-            logging.warning("%s is damaged: it is set aside as %s, and goes on from before it", path, aside.name)
-            os.replace(path, aside)
+            set_aside(path)
         os.replace(rewritten, path)
+
+
+def remove(directory: Path) -> None:
+    """Removes a directory's event files."""
+    for path in directory.glob("events.out.tfevents.*"):
+        if path.is_file():
+            path.unlink()
+        else:
+            set_aside(path)
+
+
+def set_aside(path: Path) -> None:
+    """Renames what should be an event file to damaged.*, which no reader looks at, and says so."""
+    name = path.name.removeprefix("events.out.tfevents.")
+    names = itertools.chain([f"damaged.{name}"], (f"damaged.{n}.{name}" for n in itertools.count(2)))
+    aside = next(aside for aside in map(path.with_name, names) if not os.path.lexists(aside))
+    logging.warning("%s is damaged: it is set aside as %s", path, aside.name)
+    path.rename(aside)
 
 
 class DamagedRecordError(Exception):

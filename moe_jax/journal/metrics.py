@@ -126,8 +126,7 @@ class MetricsWriter:
             metric_names: which of the numbers given to `finish` are the session's metrics.
         """
         directory = self._directory / "hparams"
-        for old in directory.glob("events.out.tfevents.*"):
-            old.unlink()
+        event_file.remove(directory)
         self._session = EventFile(directory, 0)
         self._metric_names = frozenset(metric_names)
         self._session.write(0, [event_file.session_start(values)])

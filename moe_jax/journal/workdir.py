@@ -54,10 +54,15 @@ def own(workdir: Path, first_process: bool = True) -> Iterator[Home]:
         if first_process:
             try:
                 stack.enter_context(locked(workdir / LOCK, wait=False))
-            except BlockingIOError as held:
+            except BlockingIOError as held:  # an OSError too, but the lock works
                 raise ConfigError(
                     f"--workdir={workdir}: another run trains here ({held or 'an unknown process'}): wait for its end, "
                     "stop it, or choose another directory"
+                ) from None
+            except OSError as error:
+                raise ConfigError(
+                    f"--workdir={workdir}: {LOCK} cannot be locked ({error.strerror}): remove it, or choose another "
+                    "directory"
                 ) from None
         yield Home(workdir)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_jax.journal import event_file
 from moe_jax.journal.event_file import EventFile, session_end, session_start
 from moe_jax.journal.hparams import hparams
 from moe_jax.journal.workdir import write_json
@@ -19,8 +20,7 @@ FAILURE = "failure.json"
 def record(workdir: Path, fields: Mapping[str, Any], error: str) -> None:
     """Records that the cell in `workdir`, whose flattened configuration is `fields`, failed with `error`."""
     sessions = workdir / "tensorboard" / "hparams"
-    for earlier in sessions.glob("events.out.tfevents.*"):
-        earlier.unlink()
+    event_file.remove(sessions)
     session = EventFile(sessions, 0)
     session.write(0, [session_start(hparams(fields))])
     session.write(0, [session_end("failure")])

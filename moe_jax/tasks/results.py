@@ -49,7 +49,7 @@ class Result:
     kind: Literal["measured", "routing", "fixed"] = "measured"  # fixed: by the configuration, so the same for all seeds
     required: bool = False  # a run without it is not compared with others
     is_hparams_metric: bool = False  # whether TensorBoard's HParams dashboard shows it
-    by_domain: bool = False  # it is a value for each domain of the data, and in summary.json only
+    by_domain: bool = False  # it is a value for each domain or source of the data, and in summary.json only
     in_sweeps: bool = True  # whether a sweep's table shows it as well, where it has a header
 
     @property
@@ -122,6 +122,7 @@ RESULTS: tuple[Result, ...] = (  # in the order of sweep.csv's columns
         is_hparams_metric=True,
         in_sweeps=False,  # there seconds a step stand
     ),
+    Result("epochs_by_source", task="text", by_domain=True),
     Result("training_seconds"),
     Result("startup_seconds"),
     Result("total_params", header="parameters", show=whole, kind="fixed", required=True),

@@ -60,6 +60,9 @@ class Dataset(Protocol):
     def train_batches(self, process_index: int = 0, process_count: int = 1) -> "TrainBatches":
         """Endless batches of this process."""
 
+    def epochs(self, steps: int) -> Mapping[str, float]:
+        """How many times each source has been gone through after so many steps, by the source's name."""
+
     def heldout_batches(self, batches: int, process_index: int = 0, process_count: int = 1) -> Iterator[Batch]:
         """The first `batches` held-out batches of this process; 0: all."""
 

@@ -198,6 +198,7 @@ class _Loop:
             "startup_seconds": self.startup_seconds or 0.0,
             **count(self.run)._asdict(),
             DATA: self.setup.data.sha256,
+            "epochs_by_source": dict(self.setup.data.epochs(self.step)),
         }
         results = summarize(measured, self.last, self.run.task)
         self.writer.finish("success", {name: results[name] for name in hparams_metrics(self.run.task)})

@@ -1,5 +1,7 @@
 import hashlib
 import io
+import re
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -7,8 +9,7 @@ import zipfile
 import pytest
 
 from moe_jax.config.schema import DataConfig
-from moe_jax.data import archive
-from moe_jax.data.sources import parse_sources
+from moe_jax.data.sources import parse_sources, release
 
 FILES = {
     "Tiny-1.0/docs/intro.txt": b"english",
@@ -44,28 +45,29 @@ def source(tmp_path):
 
 @pytest.mark.parametrize("write_archive", [write_tar, write_zip])
 def test_documents_of_an_archive(monkeypatch, source, write_archive):
-    monkeypatch.setattr(archive, "download", lambda name, version, directory, final: write_archive(directory))
-    reading = source.read()
-    assert [d.name for d in reading.documents] == sorted(
+    monkeypatch.setattr(release, "download", lambda name, version, directory, final: write_archive(directory))
+    documents = list(source.read())
+    kept = [d for d in documents if d is not None]
+    assert [d.name for d in kept] == sorted(
         name.removeprefix("Tiny-1.0/") for name in FILES if not name.endswith(".mo")
     )
-    assert all(d.text.decode().strip() == d.domain for d in reading.documents)
-    assert reading.skipped == 1
-    assert reading.sha256 == hashlib.sha256(source.archive.path().read_bytes()).hexdigest() == source.fingerprint()
+    assert all(d.text.decode().strip() == d.domain for d in kept)
+    assert len(documents) - len(kept) == 1
+    assert source.sha256() == hashlib.sha256(source.archive.path().read_bytes()).hexdigest() == source.fingerprint()
 
 
 def test_fetched_once(monkeypatch, source):
     fetched = []
-    monkeypatch.setattr(archive, "download", lambda *args: (fetched.append(args[:2]), write_tar(args[2])))
-    source.read()
-    source.read()
+    monkeypatch.setattr(release, "download", lambda *args: (fetched.append(args[:2]), write_tar(args[2])))
+    list(source.read())
+    list(source.read())
     assert fetched == [("Tiny", "1.0")]
 
 
 def test_an_archive_put_there_by_hand_is_used(source):
     source.archive.directory.mkdir(parents=True)
     write_tar(source.archive.directory)
-    assert len(source.read().documents) == 7
+    assert len(list(source.read())) == 8
 
 
 def test_pip_is_asked_for_the_source_of_this_package_alone(monkeypatch, source):
@@ -75,28 +77,54 @@ def test_pip_is_asked_for_the_source_of_this_package_alone(monkeypatch, source):
         commands.append(command)
         return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: No matching distribution\nsee more\n")
 
-    monkeypatch.setattr(archive.subprocess, "run", run)
+    monkeypatch.setattr(release.subprocess, "run", run)
     with pytest.raises(ValueError, match=r"'pypi:Tiny==1\.0': .*\(ERROR: No matching distribution\): check") as error:
-        source.read()
+        list(source.read())
     assert "\n" not in str(error.value)
     assert str(source.archive.directory) in str(error.value)
     assert not source.archive.directory.exists()
     assert {"--no-deps", "--no-binary=Tiny", "Tiny==1.0"} <= set(commands[0])
 
 
-def test_what_is_no_archive_is_refused(source):
-    source.archive.directory.mkdir(parents=True)
-    with pytest.raises(ValueError, match="holds 0 files where the one archive should be"):
-        source.read()
-    (source.archive.directory / "tiny.tar.gz").write_text("<html>not found</html>")
-    with pytest.raises(ValueError, match="neither a tar nor a zip archive"):
-        source.read()
+@pytest.mark.parametrize(
+    "damage", ["empty folder", "no archive", "cut", "flipped", "two files", "a file", "no digests"]
+)
+def test_a_damaged_archive_is_set_aside_and_fetched_again(monkeypatch, source, caplog, damage):
+    fetched = []
+    monkeypatch.setattr(release, "download", lambda *args: (fetched.append(args), write_tar(args[2])))
+    directory, expected = source.archive.directory, list(source.read())
+    archive = directory / "tiny-1.0.tar.gz"
+    content = archive.read_bytes()
+    if damage in ("empty folder", "no archive", "two files"):
+        (directory / "digests.json").unlink()
+    if damage == "empty folder":
+        archive.unlink()
+    elif damage == "no archive":
+        archive.write_text("<html>not found</html>")
+    elif damage == "cut":
+        archive.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        archive.write_bytes(content[:60] + bytes([content[60] ^ 1]) + content[61:])
+    elif damage == "two files":
+        (directory / "other.zip").write_bytes(b"")
+    elif damage == "a file":
+        shutil.rmtree(directory)
+        directory.write_bytes(content)
+    else:
+        (directory / "digests.json").write_text("{}")
+    assert list(source.read()) == expected
+    assert len(fetched) == 2
+    assert list(source.read()) == expected
+    assert len(fetched) == 2
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert re.search(r"'pypi:Tiny==1\.0': the archive is damaged \(.*\): it is fetched again", warning)
+    assert directory.with_name("tiny-1.0.damaged.1").exists()
 
 
 @pytest.mark.slow
 def test_django(tmp_path):
     source = parse_sources(DataConfig(source="pypi:Django==5.1.4", cache_dir=str(tmp_path)))[0]
-    reading = source.read()
-    assert reading.sha256 == "de450c09e91879fa5a307f696e57c851955c910a438a35e6b4c895e86bedc82a"
-    assert {d.domain for d in reading.documents} == {"english", "code", "tests", "translations", "other"}
-    assert {d.name: d.domain for d in reading.documents}["docs/topics/db/queries.txt"] == "english"
+    documents = [d for d in source.read() if d is not None]
+    assert source.sha256() == "de450c09e91879fa5a307f696e57c851955c910a438a35e6b4c895e86bedc82a"
+    assert {d.domain for d in documents} == {"english", "code", "tests", "translations", "other"}
+    assert {d.name: d.domain for d in documents}["docs/topics/db/queries.txt"] == "english"

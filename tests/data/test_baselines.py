@@ -3,7 +3,8 @@ import math
 
 import pytest
 
-from moe_jax.data import gzip_bits_per_byte, load_corpus, unigram_bits_per_byte
+from moe_jax.data.baselines import gzip_bits_per_byte, unigram_bits_per_byte
+from moe_jax.data.corpus import load_corpus
 
 
 @pytest.fixture

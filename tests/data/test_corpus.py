@@ -3,8 +3,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from moe_jax.data import load_corpus
-from moe_jax.data.sources import TextFiles
+from moe_jax.data.corpus import load_corpus
+from moe_jax.data.sources.text import TextFiles
 
 
 def texts(corpus, rows):

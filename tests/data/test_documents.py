@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from moe_jax.data.documents import Document, as_utf8, deduplicate
+from moe_jax.data.documents import Document, as_utf8, printable
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,15 @@ def test_what_counts_as_text(data, text):
     assert as_utf8(data) == text
 
 
-def test_the_first_of_equal_documents_stays():
-    a, b, c = Document(b"x", "d", "a"), Document(b"y", "d", "b"), Document(b"x", "other", "c")
-    assert deduplicate([[a, b], [c, a]]) == ([[a, b], []], 2)
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("plain é", "plain é"), ("caf\udce9", "caf\\xe9"), ("\ud800x", "\\ud800x"), ("\ud800\udce9", "\\ud800\\udce9")],
+)
+def test_names_that_utf_8_cannot_write(name, written):
+    assert printable(name) == written
+
+
+def test_what_makes_documents_the_same():
+    ids = np.array([1, 2], np.uint16)
+    assert Document(b"x", "d", "a").content == Document(b"x", "other", "b").content == b"x"
+    assert Document(b"", "d", "a", ids).content == Document(b"", "d", "b", ids.astype(np.int32)).content != b""

@@ -4,7 +4,8 @@ import itertools
 import numpy as np
 import pytest
 
-from moe_jax.data import heldout_batches, load_corpus, train_iterator
+from moe_jax.data.corpus import load_corpus
+from moe_jax.data.pipeline import heldout_batches, train_iterator
 
 
 @pytest.fixture

@@ -1,11 +1,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
-from moe_jax.data.tokenizers import BPETokenizer, ByteTokenizer, build_bpe, check_vocab_size
+from moe_jax.config.schema import DataConfig
+from moe_jax.data.tokenizers import BPETokenizer, ByteTokenizer, TrainingText, bpe, check_vocab_size
+from moe_jax.data.tokenizers.bpe import build_bpe
 
 TEXTS = ["the cat sat on the mat; the cat sat. " * 20, "naïve café: 你好, мир\r\n\t\x00 🙂", " leading, trailing ", ""]
 BATCH = [text.encode() for text in TEXTS]
@@ -52,9 +56,26 @@ def test_bpe_learns_frequent_words_within_its_vocabulary():
     assert BPETokenizer(BPETokenizer.train(BATCH, 257)).vocab_size == 257
 
 
+def test_bpe_is_trained_on_long_runs_in_parts(monkeypatch):
+    """A word's pairs are merged in time that grows with the square of its length, so none is longer than a limit."""
+    seen = []
+    monkeypatch.setattr(tokenizers.Tokenizer, "train_from_iterator", lambda self, parts, trainer: seen.extend(parts))
+    texts = ["a" * 2500 + " " + "1" * 1001, "word " * 1000, " " * 2000 + "-" * 999]
+    BPETokenizer.train([text.encode() for text in texts], 300)
+    assert "".join(seen) == "".join(texts)
+    assert [len(part) for part in seen] == [1000, 1000, 1501, 1, 5000, 1000, 1999]
+
+
+def test_bpe_of_ordinary_text_is_that_of_the_whole_text(monkeypatch):
+    text = Path(os.__file__).read_text()
+    whole = BPETokenizer.train([text.encode()], 400)
+    monkeypatch.setattr(bpe, "_cut", lambda text: [text])
+    assert BPETokenizer.train([text.encode()], 400) == whole
+
+
 def test_bpe_does_not_depend_on_threads():
     program = (
-        "from moe_jax.data.tokenizers import BPETokenizer; import sys;"
+        "from moe_jax.data.tokenizers import bpe, BPETokenizer; import sys;"
         "text = open(sys.argv[1], 'rb').read(); print(BPETokenizer.train(text.splitlines(True), 400))"
     )
 
@@ -67,20 +88,22 @@ def test_bpe_does_not_depend_on_threads():
 
 
 def test_bpe_is_trained_once(tmp_path, monkeypatch):
-    first = build_bpe(BATCH, 270, tmp_path)
+    texts = TrainingText(len(BATCH), "digest", lambda: BATCH)
+    first = build_bpe(texts, 270, tmp_path)
     monkeypatch.setattr(BPETokenizer, "train", lambda texts, vocab_size: f"trained for {vocab_size}")
-    assert build_bpe(BATCH, 270, tmp_path) == first
-    assert build_bpe(BATCH, 271, tmp_path) == "trained for 271"
-    assert build_bpe(BATCH[:1], 270, tmp_path) == "trained for 270"
+    assert build_bpe(texts, 270, tmp_path) == first
+    assert build_bpe(texts, 271, tmp_path) == "trained for 271"
+    assert build_bpe(texts._replace(digest="other"), 270, tmp_path) == "trained for 270"
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe"])
 def test_a_vocabulary_that_is_too_small(name):
-    check_vocab_size(name, 257)
+    config = DataConfig(tokenizer=name)
+    check_vocab_size(config, 257)
     with pytest.raises(ValueError, match=rf"model\.vocab_size=256 is smaller than .*'{name}'.*: use at least 257"):
-        check_vocab_size(name, 256)
+        check_vocab_size(config, 256)
 
 
 def test_an_unknown_tokenizer():
-    with pytest.raises(ValueError, match=r"data\.tokenizer='words' is unknown: choose one of bytes, bpe"):
-        check_vocab_size("words", 1000)
+    with pytest.raises(ValueError, match=r"data\.tokenizer='words' is unknown: choose one of bytes, bpe, hf:FILE, ids"):
+        check_vocab_size(DataConfig(tokenizer="words"), 1000)

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from moe_jax.config import default_config
-from moe_jax.data import Batch
+from moe_jax.data.pipeline import Batch
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.optim.optimizer import make_optimizer
 from moe_jax.parallel.mesh import AXES, TOKEN_AXES, make_mesh

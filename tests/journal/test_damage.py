@@ -81,6 +81,16 @@ def test_other_damages_of_an_event_file(tmp_path, damage):
     assert losses(tmp_path)[-2:] == [9, 10]
 
 
+def test_a_folder_in_place_of_an_event_file(tmp_path):
+    log(tmp_path, range(1, 9))
+    for path in (tmp_path / "tensorboard").rglob("events*"):
+        path.unlink()
+        path.mkdir()
+    log(tmp_path, [9], resumed_step=8)
+    assert losses(tmp_path) == [9]
+    assert len(damaged(tmp_path)) == 1
+
+
 ODD = [
     "[]", "null", "3", '"text"', "{}", '{"step": null}', '{"step": "3"}', '{"step": NaN}', '{"step": 1e99}',
     '{"step": -1}', '{"step": true}', '{"step": 2, "train/loss": "low"}', '{"step": 2, "train/loss": [[1]]}',

@@ -194,6 +194,15 @@ def test_one_run_at_a_time_and_readers_are_welcome(make_run, claimed):
         pass
 
 
+def test_a_lock_that_is_no_file(claimed):
+    (claimed / "train.lock").mkdir()
+    with (
+        pytest.raises(ConfigError, match=r"train.lock cannot be locked \(Is a directory\): remove it"),
+        workdir.own(claimed),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("change", ["renamed", "deleted", "replaced"])
 def test_a_directory_that_is_taken_away_is_told(claimed, change):
     with workdir.own(claimed) as home:

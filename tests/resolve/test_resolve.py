@@ -20,7 +20,7 @@ ZERO_ALLOWED = {
     *("moe.second_threshold", "moe.jitter", "moe.expert_dropout", "moe.balance_loss", "moe.z_loss"),
     *("moe.null_experts", "moe.top_groups", "moe.final_temperature", "moe.temperature_steps"),
     *("moe.shared_d_ff", "moe.importance_loss", "moe.load_loss", "moe.bias_rate", "moe.bias_steps"),
-    "train.final_learning_rate",
+    *("data.ids_vocab_size", "data.workers", "train.final_learning_rate"),
     *("train.b1", "train.b2", "train.weight_decay", "train.clip_norm"),
 }
 CHOICES = {
@@ -42,12 +42,14 @@ CHOICES = {
     "moe.balance_scope": "micro_batch, sequence, global_batch",
     "moe.bias_update": "sign, proportional",
     "data.tokenizer": "bytes, bpe",
+    "data.ids_dtype": "uint8, uint16, uint32",
     "train.optimizer": "adamw, adafactor",
     "train.schedule": "cosine, rsqrt, wsd, constant",
 }
 
 
-FREE_TEXT = {"data.source", "data.text_field", "data.cache_dir"}  # names of things outside; the first has a grammar
+# Names of things outside; the first has a grammar.
+FREE_TEXT = {"data.source", "data.text_field", "data.end_of_document", "data.cache_dir"}
 LISTS = {  # a list that cannot be, and how it is refused
     "moe.num_experts_by_layer": ((4,), "has 1 entries for 2 MoE layers"),
     "moe.top_k_by_layer": ((1, 0), r"\[1\]=0 must be positive"),
@@ -221,7 +223,7 @@ def test_identity_leaves_out_what_may_change_on_resume():
     run = run_of({})
     may_change = {
         *("train.steps", "mesh.data", "log.every", "eval.every", "checkpoint.keep", "model.remat", "moe.dispatcher"),
-        *("attention.kernel", "attention.chunk", "log.expert_loads", "data.cache_dir", "train.profile"),
+        *("attention.kernel", "attention.chunk", "log.expert_loads", "data.cache_dir", "data.workers", "train.profile"),
     }
     assert not may_change & identity(run).keys()
     trained = {

@@ -12,7 +12,7 @@ from moe_jax.train.loop import train
 
 pytestmark = pytest.mark.soak
 
-CASES = 160
+CASES = 100
 FIELDS = {"train.steps": 40, "checkpoint.every": 10, "log.every": 10, "eval.every": 20}
 
 

@@ -22,6 +22,7 @@ EVERYTHING = {  # what the trainer measures of a run, apart from metrics of its 
     **dict.fromkeys(["steps", "training_seconds", "startup_seconds"], 8),
     **dict.fromkeys(["total_params", "active_params", "flops_per_token"], 7),
     "eval_bits_per_byte_by_domain": {"prose": 1.5},
+    "epochs_by_source": {"stdlib": 0.5},
     "data_sha256": "0" * 64,
 }
 
@@ -98,7 +99,7 @@ def test_the_columns_of_sweep_csv_stay_in_their_order():
     expected = "steps train_loss eval_loss eval_bits_per_byte dropped_fraction max_violation tokens_per_second"
     expected += " training_seconds startup_seconds total_params active_params flops_per_token data_sha256"
     assert columns() == tuple(expected.split())
-    assert set(summarize(EVERYTHING, {})) == {*columns(), "eval_bits_per_byte_by_domain"}
+    assert set(summarize(EVERYTHING, {})) == {*columns(), "eval_bits_per_byte_by_domain", "epochs_by_source"}
 
 
 def test_the_metrics_of_hparams():
@@ -112,6 +113,7 @@ def test_what_counts_tokens_or_bytes_belongs_to_the_text_task():
         "eval_loss",
         "eval_bits_per_byte",
         "eval_bits_per_byte_by_domain",
+        "epochs_by_source",
         "tokens_per_second",
         "flops_per_token",
     }

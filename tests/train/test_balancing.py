@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_jax.config.layers import moe_segments
-from moe_jax.data import Batch
+from moe_jax.data.pipeline import Batch
 from moe_jax.moe.losses import balance_loss
 from moe_jax.moe.measures import stats_of_layers
 from moe_jax.train.checkpoints import Checkpoints

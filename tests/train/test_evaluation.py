@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from moe_jax.data import Batch, heldout_batches
+from moe_jax.data.pipeline import Batch, heldout_batches
 from moe_jax.tasks.text import TextSums
 from moe_jax.train.evaluation import evaluate
 from moe_jax.train.state import Variables

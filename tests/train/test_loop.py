@@ -92,6 +92,7 @@ def test_summary(trained):
         "eval_loss",
         "eval_bits_per_byte",
         "eval_bits_per_byte_by_domain",
+        "epochs_by_source",
         "tokens_per_second",
         "training_seconds",
         "startup_seconds",
@@ -107,6 +108,8 @@ def test_summary(trained):
     assert summary["dropped_fraction"] == lines[-2]["moe/dropped_fraction"]
     assert summary["max_violation"] == lines[-2]["moe/max_violation_window"]
     assert summary["eval_loss"] == lines[-1]["eval/loss"]
+    (epochs,) = summary["epochs_by_source"].values()
+    assert 0.1 < epochs < 0.3
     assert summary["eval_bits_per_byte"] == lines[-1]["eval/bits_per_byte"]
     counts = count(run)
     assert summary["total_params"] == counts.total_params > summary["active_params"] == counts.active_params

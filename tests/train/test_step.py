@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from moe_jax.data import Batch
+from moe_jax.data.pipeline import Batch
 from moe_jax.journal.metrics import MetricsWriter
 from moe_jax.moe.losses import balance_loss, importance_loss, z_loss
 from moe_jax.optim.optimizer import learning_rate

@@ -1,0 +1,75 @@
+"""Parquet, the usual form of published corpora, read through pyarrow."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moe_jax.config.rules import ConfigError
+from moe_jax.data.documents import Document, printable
+from moe_jax.data.sources.files import Files
+from moe_jax.data.sources.source import library, reading
+
+ROWS = 256  # that are decoded at a time
+TEXT_TYPES = frozenset(("string", "large_string", "string_view"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Parquet:
+    """`parquet:FILE_OR_GLOB`: each row holds a document in the column `text_field`.
+
+    Its domain is the row's column "domain", or the file's stem where there is none. Rows without text are skipped.
+    """
+
+    spec: str
+    pattern: str
+    text_field: str
+
+    def fingerprint(self) -> object:
+        """The name of the text column, and a hash of path, size and times of each file."""
+        return [self.text_field, Files(self.spec, self.pattern).digest()]
+
+    def read(self) -> Iterator[Document | None]:
+        """Reads the rows, a few hundred at a time."""
+        for path, name in Files(self.spec, self.pattern).paths():
+            stem, number = printable(Path(path).stem), 0
+            for rows in self._rows(path):
+                for row in rows:
+                    number += 1
+                    text = (row[self.text_field] or "").encode(errors="replace")
+                    domain = printable(str(row.get("domain") or stem))
+                    yield Document(text, domain, f"{name}:{number}") if text else None
+
+    def sha256(self) -> str:
+        """It is no archive."""
+        return ""
+
+    def _rows(self, path: str) -> Iterator[list[dict[str, Any]]]:
+        """The rows of a file, some hundred at a time."""
+        arrow = library(self.spec, "pyarrow")
+        batches = self._batches(path)
+        while True:
+            try:
+                with reading(self.spec, path):
+                    batch = next(batches, None)
+                    rows = batch.to_pylist() if batch is not None else None
+            except (arrow.ArrowException, UnicodeDecodeError) as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise ConfigError(
+                    f"data.source={self.spec!r}: {path!r} is no whole Parquet file ({reason}): get it again"
+                ) from None
+            if rows is None:
+                return
+            yield rows
+
+    def _batches(self, path: str) -> Iterator[Any]:
+        parquet = library(self.spec, "pyarrow.parquet")
+        with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            types = {field.name: str(field.type) for field in file.schema_arrow}
+            if types.get(self.text_field) not in TEXT_TYPES:
+                raise ConfigError(
+                    f"data.source={self.spec!r}: {path!r} has no column {self.text_field!r} of text: set "
+                    f"data.text_field to one of {', '.join(n for n in types if types[n] in TEXT_TYPES) or 'its own'}"
+                )
+            wanted = [self.text_field, *(["domain"] if "domain" in types else [])]
+            yield from file.iter_batches(batch_size=ROWS, columns=wanted, use_threads=False)
