@@ -14,6 +14,7 @@ import dataclasses
 from absl import flags, logging
 
 from moe_jax import cli
+from moe_jax.config.rules import ConfigError
 from moe_jax.sweep.design import load_sweep, only
 from moe_jax.sweep.launchers import LocalProcesses, Submitit
 from moe_jax.sweep.ledger import FINISHED, Ledger
@@ -62,7 +63,7 @@ def _shard() -> Shard:
     index, _, count = SHARD.value.partition("/")
     shard = Shard(*cli.integers("--shard", [index, count]))
     if not 0 <= shard.index < shard.count:
-        raise ValueError(f"--shard={SHARD.value}: give INDEX/COUNT with 0 <= INDEX < COUNT")
+        raise ConfigError(f"--shard={SHARD.value}: give INDEX/COUNT with 0 <= INDEX < COUNT")
     return shard
 
 

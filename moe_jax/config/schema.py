@@ -11,6 +11,7 @@ The comment behind a field, and the comment lines right above it where one line 
 """
 
 import dataclasses
+import functools
 
 import ml_collections
 
@@ -234,10 +235,19 @@ def default_config() -> ml_collections.ConfigDict:
 
 def flatten(config: RunConfig) -> dict[str, object]:
     """{"model.d_model": 64, ...}, in the order of declaration."""
-    flat = {}
-    for name, value in dataclasses.asdict(config).items():
-        flat.update({f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value})
-    return flat
+    return {name: getattr(getattr(config, section) if section else config, field) for name, section, field in _names()}
+
+
+@functools.cache
+def _names() -> tuple[tuple[str, str, str], ...]:
+    """Every field of a run: its dotted name, its section ("" where it has none), and its name in there."""
+    sections = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    parts = lambda section: [field.name for field in dataclasses.fields(section)]
+    return tuple(
+        (f"{name}.{part}" if part else name, name if part else "", part or name)
+        for name, default in sections.items()
+        for part in (parts(default) if dataclasses.is_dataclass(default) else [""])
+    )
 
 
 def identity(config: RunConfig) -> dict[str, object]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.moe.routing import Routing, pick
+from moe_jax.moe.ties import best_first
 
 
 class Plan(NamedTuple):
@@ -38,9 +39,9 @@ def choice_order(probability: Float[Array, "T"], k: int) -> Int[Array, "choices"
 
 def priority_order(probability: Float[Array, "T"], k: int) -> Int[Array, "choices"]:
     """All first choices before all second ones, within a rank the tokens with the most probable first choice first
-    (batch prioritised routing, V-MoE, Riquelme et al. 2021, algorithm 2). Not causal.
+    (batch prioritised routing, V-MoE, Riquelme et al. 2021, algorithm 2), of equal ones the earlier. Not causal.
     """
-    by_probability = jnp.argsort(-probability, stable=True)
+    by_probability = best_first(probability)
     return (by_probability[None, :] * k + jnp.arange(k)[:, None]).reshape(-1)
 
 

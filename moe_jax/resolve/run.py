@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -83,7 +84,7 @@ def check_field(name: str) -> None:
 
 def _build(cls: type, tree: Mapping[str, Any], prefix: str) -> Any:
     """An instance of dataclass `cls` from a tree of plain values; every value is checked against its default's type."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+    fields = _fields(cls)
     values = {}
     for name, value in tree.items():
         if name not in fields:
@@ -97,6 +98,11 @@ def _build(cls: type, tree: Mapping[str, Any], prefix: str) -> Any:
         else:
             raise ConfigError(f"{prefix}{name}={value!r} is a section, not a field: set {prefix}{name}.<field>")
     return cls(**values)
+
+
+@functools.cache
+def _fields(cls: type) -> dict[str, Any]:
+    return {field.name: field for field in dataclasses.fields(cls)}
 
 
 def _typed(name: str, value: Any, default: Any, declared: Any) -> Any:

@@ -18,6 +18,7 @@ from moe_jax.sweep.scheduler import Running, Scheduler
 from moe_jax.tasks.results import Result, results_of
 
 REFRESH_SECONDS = 1.0
+PATIENCE = 20  # refreshes take one second in so many at most: thousands of cells are drawn less often
 ROWS = 30
 LEFT = ("cell", "status")
 WIDTHS = {"cell": None, "status": 8, "step": 9, "time": 6}  # only the name shrinks
@@ -48,16 +49,17 @@ class Board:
             self._live.stop()
 
     def refresh(self) -> None:
-        """Draws anew, at most once in `REFRESH_SECONDS`."""
-        now = time.monotonic()
-        if now < self._next:
+        """Draws anew, at most once in `REFRESH_SECONDS`, and so that it takes little of the time."""
+        started = time.monotonic()
+        if started < self._next:
             return
-        self._next = now + REFRESH_SECONDS
         running = {r.cell.name: r for r in self._scheduler.running.values()}
         status = {c.name: "running" if c.name in running else self._ledger.status(c) for c in self._ledger.cells}
         if self._live:
             self._live.update(self.table(status, running), refresh=True)
         self._tell(status, (FAILED,) if self._live else tuple(status.values()))
+        now = time.monotonic()
+        self._next = now + REFRESH_SECONDS * max(1.0, PATIENCE * (now - started))
 
     def table(self, status: Mapping[str, str], running: Mapping[str, Running]) -> Table:
         """The cells that run, then those that failed, then the rest, with their newest numbers."""

@@ -2,36 +2,50 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 
+from moe_jax.config import rules
 from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import RunConfig
 from moe_jax.moe.dispatchers import dispatcher_of
 from moe_jax.parallel.mesh import TOKEN_AXES
 from moe_jax.resolve import ConfigError, check_field, resolve
 from moe_jax.resolve.counting import count
-from moe_jax.sweep.design import Derivation, Point
+from moe_jax.sweep.design import Derivation, Point, plain
 
 
 def with_fields(base: ml_collections.ConfigDict, point: Point) -> ml_collections.ConfigDict:
     """A copy of `base` with the fields of `point`, whatever their types: `resolve` checks them."""
-    config = ml_collections.ConfigDict(base.to_dict(), type_safe=False)
+    return ml_collections.ConfigDict(tree_with(base.to_dict(), point), type_safe=False)
+
+
+def tree_with(tree: Mapping[str, Any], point: Point) -> dict[str, Any]:
+    """`with_fields` of a config as nested dicts. It shares what does not change with `tree`, which makes it cheap."""
+    changed = dict(tree)
     for name, value in point.items():
         section, _, field = name.rpartition(".")
-        (config[section] if section else config)[field] = value
-    return config
+        if section:
+            changed[section] = {**changed.get(section, {}), field: value}
+        else:
+            changed[field] = value
+    return changed
 
 
 def fixed_group(min_slots: int = 32) -> Derivation:
     """One `moe.group_size` for all cells: the smallest power of two with which each has C >= `min_slots` in training.
 
     Drops depend on the group, so a sweep that lets it vary compares two things at once; and with few slots an expert
-    drops tokens however well the router balances.
+    drops tokens however well the router balances. Raises ConfigError unless `min_slots` is a whole positive number.
     """
+    min_slots = plain(min_slots)
+    _whole_positive("fixed_group: min_slots", min_slots)
 
     def derive(base: ml_collections.ConfigDict, points: list[Point]) -> list[Point]:
-        runs = [run for run in (_resolved(base, point) for point in points) if run and run.moe.num_experts]
+        tree = base.to_dict()
+        runs = [run for run in (_resolved(tree, point) for point in points) if run and run.moe.num_experts]
         if not runs:
             return points
         shards = math.prod(max(base.mesh[axis], 1) for axis in TOKEN_AXES)
@@ -55,36 +69,48 @@ def equal_flops(to: Point, multiple_of: int = 1) -> Derivation:
     """Sets the hidden size of the feed-forward, dense or of each expert, to equal the FLOPs of another configuration.
 
     That is the base config with the fields `to`. Of the multiples of `multiple_of`, it takes the size with the nearest
-    FLOPs per token. The router counts too, so that many experts are paid for with narrower ones.
+    FLOPs per token. The router counts too, so that many experts are paid for with narrower ones. Raises ConfigError
+    for a `to` without fields' names, or a `multiple_of` that is no whole positive number.
     """
-    return _width(to, "flops_per_token", multiple_of)
+    return _width("equal_flops", to, "flops_per_token", multiple_of)
 
 
 def equal_total_params(to: Point, multiple_of: int = 1) -> Derivation:
     """Like `equal_flops`, for the number of parameters: more experts, each smaller."""
-    return _width(to, "total_params", multiple_of)
+    return _width("equal_total_params", to, "total_params", multiple_of)
 
 
-def _width(to: Point, measure: str, multiple_of: int) -> Derivation:
+def _width(caller: str, to: Point, measure: str, multiple_of: int) -> Derivation:
+    multiple_of = plain(multiple_of)
+    _whole_positive(f"{caller}: multiple_of", multiple_of)
+    if not isinstance(to, Mapping):
+        raise ConfigError(f"{caller}: to={to!r} is no dict of fields: give one, such as {{'moe.num_experts': 0}}")
+
     def derive(base: ml_collections.ConfigDict, points: list[Point]) -> list[Point]:
         for name in to:
             check_field(name)
-        goal, refused, derived = _measured(base, to), [], []
+        tree = base.to_dict()
+        goal, refused, derived = _measured(tree, plain(to)), [], []
+        known: dict[tuple, Point] = {}  # many points differ in their training alone
         for point in points:
+            run = _resolved(tree, point)
+            if run is None:  # found and named when the cells are checked
+                derived.append(point)
+                continue
+            sizes = (run.task, run.model, run.attention, run.moe, run.data)
             try:
-                derived.append({**point, **_nearest(base, point, goal)})
+                if sizes not in known:
+                    known[sizes] = _nearest(tree, point, run, goal)
+                derived.append({**point, **known[sizes]})
             except ConfigError as error:
                 refused.append(str(error))
         if refused:
             raise ConfigError("; ".join(refused))
         return derived
 
-    def _nearest(base: ml_collections.ConfigDict, point: Point, goal: int) -> Point:
-        run = _resolved(base, point)
-        if run is None:
-            return {}  # found and named when the cells are checked
+    def _nearest(tree: Mapping[str, Any], point: Point, run: RunConfig, goal: int) -> Point:
         field = "moe.d_ff" if run.moe.num_experts else "model.d_ff"
-        one, two = (_measured(base, {**point, field: n * multiple_of}) for n in (1, 2))  # linear in the width
+        one, two = (_measured(tree, {**point, field: n * multiple_of}) for n in (1, 2))  # linear in the width
         widths = round(1 + (goal - one) / (two - one))
         if widths < 1:
             raise ConfigError(
@@ -93,10 +119,16 @@ def _width(to: Point, measure: str, multiple_of: int) -> Derivation:
             )
         return {field: widths * multiple_of}
 
-    def _measured(base: ml_collections.ConfigDict, point: Point) -> int:
-        return getattr(count(resolve(with_fields(base, {**point, **_ANY_DEVICE}))), measure)
+    def _measured(tree: Mapping[str, Any], point: Point) -> int:
+        return getattr(count(resolve(tree_with(tree, {**point, **_ANY_DEVICE}))), measure)
 
     return derive
+
+
+def _whole_positive(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ConfigError(f"{name}={value!r} is no whole number: give one")
+    rules.positive(name, value)
 
 
 _ANY_DEVICE = {  # what counts do not depend on, and the base config may have set for other devices or groups
@@ -104,10 +136,10 @@ _ANY_DEVICE = {  # what counts do not depend on, and the base config may have se
 }  # fmt: skip
 
 
-def _resolved(base: ml_collections.ConfigDict, point: Point) -> RunConfig | None:
+def _resolved(tree: Mapping[str, Any], point: Point) -> RunConfig | None:
     """The run of the point on one device; None where it cannot run."""
     try:
-        return resolve(with_fields(base, {**point, **_ANY_DEVICE}))
+        return resolve(tree_with(tree, {**point, **_ANY_DEVICE}))
     except ConfigError:
         return None
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from moe_jax.sweep.run_cell import run_cell
+from moe_jax.config.rules import ConfigError
+from moe_jax.sweep.cell_job import STOP, CellJob
 
 
 @runtime_checkable
@@ -34,7 +35,7 @@ class Launcher(Protocol):
 class LocalProcesses:
     """Starts cells as processes of this machine. Worker i has the i-th part of the CPU cores and of the GPUs.
 
-    The processes save a checkpoint and stop when this process dies. Raises ValueError where the GPUs do not divide.
+    The processes save a checkpoint and stop when this process dies. Raises ConfigError where the GPUs do not divide.
     """
 
     def __init__(self, workers: int):
@@ -61,13 +62,13 @@ class LocalProcesses:
     def count_devices(self) -> int:
         """How many JAX devices a cell will have. Another process is asked, so that this one takes none.
 
-        Raises ValueError where JAX does not start.
+        Raises ConfigError where JAX does not start.
         """
         command = [sys.executable, "-c", "import jax; print(jax.device_count())"]
         environment = {**os.environ, **self._gpus[0]}
         answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if answer.returncode:
-            raise ValueError(f"JAX does not start on this machine: {answer.stderr.strip().splitlines()[-1]}")
+            raise ConfigError(f"JAX does not start on this machine: {answer.stderr.strip().splitlines()[-1]}")
         return int(answer.stdout.split()[-1])
 
 
@@ -84,38 +85,47 @@ class _LocalHandle:
         self._process.terminate()
 
 
+LOST = ("TIMEOUT", "PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "CANCELLED", "REVOKED")  # states that are no cell's fault
+TIMEOUTS = 1_000_000  # that submitit may requeue a job after; it counts them, whatever the cell has done in between
+
+
 class Submitit:
     """Starts cells as jobs of submitit. `cluster` is "slurm", or "local" to try the same path without a cluster.
 
-    Raises ValueError where submitit or the cluster is missing, or it does not know one of the parameters.
+    Raises ConfigError where submitit or the cluster is missing, or it does not know one of the parameters.
     """
 
     def __init__(self, cluster: str, directory: Path, parameters: Mapping[str, Any]):
         try:
             import submitit
 
-            self._executor = submitit.AutoExecutor(folder=str(directory), cluster=cluster)
+            self._executor = submitit.AutoExecutor(
+                folder=str(directory), cluster=cluster, **{f"{cluster}_max_num_timeout": TIMEOUTS}
+            )
         except ImportError:
-            raise ValueError("--slurm needs submitit: pip install 'moe_jax[slurm]'") from None
+            raise ConfigError("--slurm needs submitit: pip install 'moe_jax[slurm]'") from None
         except RuntimeError as error:
-            raise ValueError(f"--slurm: {error}") from None
+            raise ConfigError(f"--slurm: {error}") from None
         try:
             self._executor.update_parameters(**parameters)
         except (NameError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"--slurm: {reason}: see submitit's AutoExecutor.update_parameters") from None
+            raise ConfigError(f"--slurm: {reason}: see submitit's AutoExecutor.update_parameters") from None
 
     def start(self, workdir: Path, worker: int) -> Handle:
         """See `Launcher`; output goes to the directory given to submitit."""
-        return _JobHandle(self._executor.submit(run_cell, workdir))
+        (workdir / STOP).unlink(missing_ok=True)
+        return _JobHandle(self._executor.submit(CellJob(workdir)), workdir)
 
 
 class _JobHandle:
-    def __init__(self, job: Any):
-        self._job = job
+    def __init__(self, job: Any, workdir: Path):
+        self._job, self._workdir = job, workdir
 
     def poll(self) -> int | None:
-        """See `Handle`; 1 for a job that ended with an exception, -9 for one that left no result."""
+        """See `Handle`; 1 for a job that ended with an exception. One that left no result was interrupted (-15) if the
+        cluster says so, or else killed (-9). A job that waits to go on, requeued, still runs.
+        """
         from submitit.core.utils import FailedJobError
 
         if not self._job.done():
@@ -123,10 +133,13 @@ class _JobHandle:
         error = self._job.exception()
         if error is None:
             return self._job.result()
-        return 1 if isinstance(error, FailedJobError) else -signal.SIGKILL
+        if isinstance(error, FailedJobError):
+            return 1
+        return -signal.SIGTERM if self._job.state.upper().startswith(LOST) else -signal.SIGKILL
 
     def stop(self) -> None:
         """See `Handle`."""
+        (self._workdir / STOP).touch()
         self._job.cancel()
 
 
@@ -164,10 +177,10 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 def share_of_gpus(worker: int, workers: int, gpus: Sequence[str]) -> dict[str, str]:
     """The environment variable that gives the worker its equal part of the GPUs; {} where there are none.
 
-    Raises ValueError where the GPUs do not divide over the workers.
+    Raises ConfigError where the GPUs do not divide over the workers.
     """
     if len(gpus) % workers:
-        raise ValueError(
+        raise ConfigError(
             f"--processes={workers} does not divide the GPUs of this machine ({', '.join(gpus)}): give a divisor of "
             f"{len(gpus)}, or set JAX_PLATFORMS=cpu"
         )

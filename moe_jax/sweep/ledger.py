@@ -11,6 +11,7 @@ What a cell's status is follows from the files in its own work directory, so tha
 loses nothing.
 """
 
+import contextlib
 import csv
 import json
 import math
@@ -19,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_jax.config.rules import ConfigError
+from moe_jax.config.schema import flatten
 from moe_jax.files.lock import locked
 from moe_jax.journal.reading import CONFIG, read_summary
 from moe_jax.journal.workdir import is_finished, make_writable, write_json
@@ -39,6 +42,7 @@ class Ledger:
 
     def __init__(self, workdir: Path, cells: Sequence[Cell]):
         self.workdir, self.cells = workdir, list(cells)
+        self._rows: dict[str, dict[str, Any]] = {}  # of sweep.csv, for the cells that were seen finished: they stay so
 
     @property
     def task(self) -> str:
@@ -50,15 +54,15 @@ class Ledger:
         return self.workdir / "cells" / name
 
     def open(self, add_cells: bool) -> None:
-        """Makes the work directory this sweep's, or checks that it is. Raises ValueError where it is another one's."""
+        """Makes the work directory this sweep's, or checks that it is. Raises ConfigError where it is another one's."""
         make_writable(self.workdir)
         with locked(self.workdir / "sweep.json.lock"):  # shards start at the same time
             self._open(add_cells)
 
     def check(self) -> None:
-        """Raises ValueError where the directory holds no sweep, or another one."""
+        """Raises ConfigError where the directory holds no sweep, or another one."""
         if not (self.workdir / SWEEP).exists():
-            raise ValueError(f"--workdir={self.workdir} holds no sweep, and no finished cell: run the sweep first")
+            raise ConfigError(f"--workdir={self.workdir} holds no sweep, and no finished cell: run the sweep first")
         self._check(self._before())
 
     def _before(self) -> dict[str, Any]:
@@ -66,36 +70,38 @@ class Ledger:
         try:
             return dict(json.loads(path.read_text()))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}): put it back, or choose another --workdir") from None
-
-    def _now(self) -> dict[str, Any]:
-        return {cell.name: cell.fields() for cell in self.cells}
+            raise ConfigError(f"{path} cannot be read ({error}): put it back, or choose another --workdir") from None
 
     def _check(self, before: Mapping[str, Mapping]) -> None:
-        differing = _differences(before, self._now())
+        differing = _differences(before, {cell.name: cell.fields() for cell in self.cells})
         if differing:
-            raise ValueError(
+            raise ConfigError(
                 f"--workdir={self.workdir} holds another sweep ({'; '.join(differing)}): choose another directory, "
                 "or set the grid back"
             )
 
     def _open(self, add_cells: bool) -> None:
-        now = self._now()
-        before = self._before() if (self.workdir / SWEEP).exists() else now
-        self._check(before)
-        added = sorted(now.keys() - before.keys())
-        if added and not add_cells:
-            raise ValueError(
-                f"--workdir={self.workdir} holds a smaller sweep, without {_listed(added)}: run with --add_cells to "
-                "add them"
-            )
-        write_json(self.workdir / SWEEP, now)
+        if (self.workdir / SWEEP).exists():
+            before = self._before()
+            self._check(before)
+            added = sorted({cell.name for cell in self.cells} - before.keys())
+            if added and not add_cells:
+                raise ConfigError(
+                    f"--workdir={self.workdir} holds a smaller sweep, without {_listed(added)}: run with --add_cells "
+                    "to add them"
+                )
+        written = {cell.name: json.dumps(flatten(cell.run)) for cell in self.cells}
+        lines = (f"{json.dumps(name)}: {fields}" for name, fields in written.items())
+        _write(self.workdir / SWEEP, "{\n" + ",\n".join(lines) + "\n}\n")
         for cell in self.cells:
             self.workdir_of(cell.name).mkdir(parents=True, exist_ok=True)
-            write_json(self.workdir_of(cell.name) / CELL, {"fields": cell.fields(), "twin": cell.twin})
+            text = f'{{"fields": {written[cell.name]}, "twin": {json.dumps(cell.twin)}}}\n'
+            _write(self.workdir_of(cell.name) / CELL, text)
 
     def status(self, cell: Cell) -> str:
         """Whether the cell is finished, failed, interrupted or pending, from its files alone."""
+        if cell.name in self._rows:
+            return FINISHED
         workdir = self.workdir_of(cell.name)
         if is_finished(workdir, cell.run.train.steps):
             return FINISHED
@@ -152,12 +158,26 @@ class Ledger:
             os.replace(draft, path)
 
     def _row(self, cell: Cell) -> dict[str, Any]:
+        if cell.name in self._rows:
+            return self._rows[cell.name]
         status = self.status(cell)
         row = {"cell": cell.name, **cell.point, "seed": cell.run.seed, "status": status, "error": self.error(cell)}
+        row["wall_seconds"] = self.wall_seconds(cell)
         if status == FINISHED:
             summary = read_summary(self.workdir_of(cell.name))
             row |= {name: _empty_if_nan(summary.get(name)) for name in columns(self.task)}
-        return row | {"wall_seconds": self.wall_seconds(cell)}
+            self._rows[cell.name] = row
+        return row
+
+
+def _write(path: Path, text: str) -> None:
+    """Makes `text` the content of the file, whole or not at all; a file that has it already stays as it is."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.read_text() == text:
+            return
+    draft = path.with_name(f"{path.name}.partial")
+    draft.write_text(text)
+    os.replace(draft, path)
 
 
 def _empty_if_nan(value: Any) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import ml_collections
 from absl import logging
 
+from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import DataConfig
 from moe_jax.files.lock import is_held, locked
 from moe_jax.journal.workdir import make_writable
@@ -44,13 +45,13 @@ class Shard:
 
 
 def checked_cells(sweep: Sweep, base: ml_collections.ConfigDict, num_devices: int | None) -> list[Cell]:
-    """The sweep's cells. Logs every cell that cannot run, and raises ValueError if there is one."""
+    """The sweep's cells. Logs every cell that cannot run, and raises ConfigError if there is one."""
     cells, invalid = make_cells(sweep, base, num_devices)
     if invalid:
         for name, why in invalid.items():
             logging.error("%s: %s", name, why)
         first = next(iter(invalid))
-        raise ValueError(
+        raise ConfigError(
             f"{len(invalid)} of {len(cells) + len(invalid)} cells cannot run, and none was started. {first}: "
             f"{invalid[first]}"
         )
@@ -87,7 +88,7 @@ def run_sweep(
     """Runs this shard's cells, `workers` at a time.
 
     Returns the exit code: 0, 1 if a cell failed, or 128 + the number of the signal that ended it early. Raises
-    ValueError where the work directory holds another sweep, or one that runs.
+    ConfigError where the work directory holds another sweep, or one that runs.
     """
     with _only_one(ledger, shard), StopRequest() as stop:
         ledger.open(add_cells)
@@ -103,7 +104,7 @@ def run_sweep(
 
 
 def report(ledger: Ledger, title: str, baseline: dict | None) -> Path:
-    """Writes the report of the cells that are finished; raises ValueError where none is."""
+    """Writes the report of the cells that are finished; raises ConfigError where none is."""
     with locked(ledger.workdir / "report.lock"):  # shards may end at the same time
         path = write_report(ledger.workdir, title, ledger.results(), baseline)
     logging.info("Report: %s", path)
@@ -125,7 +126,7 @@ def _only_one(ledger: Ledger, shard: Shard) -> Iterator[None]:
         ):
             yield
     except BlockingIOError as held:
-        raise ValueError(
+        raise ConfigError(
             f"--workdir={ledger.workdir}: another sweep runs here ({held or 'a shard'}): wait for it, or choose "
             "another directory"
         ) from None

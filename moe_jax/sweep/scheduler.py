@@ -3,18 +3,17 @@
 A worker runs one cell at a time, on its own share of the machine or as one job of a cluster.
 """
 
-import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from moe_jax.sweep.cells import Cell
+from moe_jax.sweep.interruption import PATIENCE, Patience, is_interruption, name_of_signal
 from moe_jax.sweep.launchers import Handle, Launcher
 from moe_jax.sweep.ledger import FAILED, FINISHED, Ledger
 from moe_jax.train.signals import StopRequest
 
 POLL_SECONDS = 0.2
-STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a run that a signal ended, checkpointed
 
 
 class Running(NamedTuple):
@@ -28,14 +27,17 @@ class Running(NamedTuple):
 class Scheduler:
     """Runs cells, each until it is finished or has failed.
 
-    A cell that was killed (out of memory, a lost node) is started again, up to `retries` times. One that raised an
-    error is not. A cell with a twin waits for it, and fails with it.
+    A cell that was interrupted (a time limit, a preemption) is started again as often as it takes, if it gets on. One
+    that was killed (out of memory) is, up to `retries` times. One that raised an error is not. A cell with a twin waits
+    for it, and fails with it.
     """
 
     def __init__(self, ledger: Ledger, launcher: Launcher, workers: int, retries: int):
         self._ledger, self._launcher, self._retries = ledger, launcher, retries
         self._free = list(range(workers))
-        self._attempts: dict[str, int] = {}
+        self._kills: dict[str, int] = {}
+        self._patience = Patience()
+        self._by_name = {cell.name: cell for cell in ledger.cells}
         self.running: dict[int, Running] = {}
         self.wall_seconds: dict[str, float] = {}  # by cell, all attempts of this start
 
@@ -67,10 +69,9 @@ class Scheduler:
 
     def _next(self, waiting: list[Cell]) -> Cell | None:
         """The first cell that can start now, if there is one. A cell whose twin failed fails, and leaves the queue."""
-        by_name = {cell.name: cell for cell in self._ledger.cells}
         busy = {running.cell.name for running in self.running.values()} | {cell.name for cell in waiting}
         for cell in list(waiting):
-            twin = None if cell.twin is None else by_name[cell.twin]
+            twin = None if cell.twin is None else self._by_name[cell.twin]
             if twin is None or self._ledger.status(twin) == FINISHED:
                 return cell
             if twin.name not in busy:
@@ -80,7 +81,6 @@ class Scheduler:
 
     def _start(self, cell: Cell) -> None:
         worker = self._free.pop(0)
-        self._attempts[cell.name] = self._attempts.get(cell.name, 0) + 1
         try:
             handle = self._launcher.start(self._ledger.workdir_of(cell.name), worker)
         except Exception as error:  # the system or submitit refuses: the other cells go on
@@ -97,11 +97,19 @@ class Scheduler:
         seconds = time.monotonic() - running.since
         self.wall_seconds[cell.name] = self.wall_seconds.get(cell.name, 0.0) + seconds
         self._ledger.add_wall_seconds(cell, seconds)
-        killed = code < 0 or code in STOPPED
-        if self._ledger.status(cell) in (FINISHED, FAILED) or (killed and not retry):
+        interrupted, killed = is_interruption(code), code < 0
+        if self._ledger.status(cell) in (FINISHED, FAILED) or ((interrupted or killed) and not retry):
             return []
-        if killed and self._attempts[cell.name] <= self._retries:
-            return [cell]
-        reason = f"killed by signal {-code} (9: often out of memory)" if code < 0 else f"ended with exit code {code}"
+        if interrupted:
+            if self._patience.goes_on(self._ledger.workdir_of(cell.name)):
+                return [cell]
+            reason = f"interrupted {PATIENCE + 1} times ({name_of_signal(code)}) without a new checkpoint"
+        elif killed:
+            self._kills[cell.name] = self._kills.get(cell.name, 0) + 1
+            if self._kills[cell.name] <= self._retries:
+                return [cell]
+            reason = f"killed by signal {-code} (9: often out of memory)"
+        else:
+            reason = f"ended with exit code {code}"
         self._ledger.fail(cell, f"{reason}: its log has more; start the sweep again to go on with it")
         return []

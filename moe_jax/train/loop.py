@@ -35,7 +35,7 @@ from moe_jax.train.watch import Watch
 def train(run: RunConfig, workdir: Path) -> int:
     """Trains `run` in `workdir`, from its newest checkpoint where it has one, and writes summary.json at the end.
 
-    Returns the exit code: 0, or 128 + the number of the signal (Ctrl-C, SIGTERM, SIGHUP) that ended it early,
+    Returns the exit code: 0, or 128 + the number of the signal (one of `StopRequest.SIGNALS`) that ended it early,
     checkpointed. Raises, in one line each, ConfigError or ValueError for what cannot run, MachineError where the state
     cannot be saved in the end, and DivergedError where training has left the finite numbers.
     """

@@ -8,10 +8,10 @@ class StopRequest:
     """Context manager: `signal` is the number of the first of `SIGNALS` that was received, else None.
 
     A second Ctrl-C is not held back: it raises KeyboardInterrupt at once. A signal that the process was started to
-    ignore, as nohup does with SIGHUP, stays ignored.
+    ignore, as nohup does with SIGHUP, stays ignored. SIGUSR1 and SIGUSR2 are how Slurm announces a time limit.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
     def __init__(self):
         self.signal: int | None = None

@@ -111,16 +111,16 @@ def make_batch() -> Batch:
     return Batch(tokens[:, :-1], tokens[:, 1:], documents, np.zeros(BATCH, np.int32))
 
 
-def train(run, routing, steps):
+def train(run, routing, steps, batch=None):
     """First step's metrics and gradients, and what the last one leaves (weights, biases, loads), on the host."""
     mesh = make_mesh(run.mesh)
     model = build_model(task_of(run), mesh)
     optimizer = make_optimizer(run.train, model.decayed)
     shapes = state_shapes(model, optimizer, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    state = jax.device_put(initial_state(routing, run.model.dtype), placed)
+    state = jax.device_put(initial_state(routing, run.model.dtype, run.model.num_layers), placed)
     step = jax.jit(make_train_step(task_of(run), mesh, model, optimizer), out_shardings=(placed, None))
-    batch = jax.device_put(make_batch(), NamedSharding(mesh, spec_of(mesh, TOKEN_AXES)))
+    batch = jax.device_put(make_batch() if batch is None else batch, NamedSharding(mesh, spec_of(mesh, TOKEN_AXES)))
     state, metrics = step(state, batch)
     # Adam's first moment after one step is (1 - b1) times the gradient, which is clipped after its norm was taken.
     moment = next(
@@ -133,9 +133,9 @@ def train(run, routing, steps):
 
 
 @functools.cache
-def initial_state(routing, dtype):
+def initial_state(routing, dtype, num_layers):
     """The same for all meshes, on the host: drawing it anew on each would compile as long as the step."""
-    run = make_run({}, routing, "auto", dtype)
+    run = make_run({}, routing, "auto", dtype, **{"model.num_layers": num_layers})
     mesh = make_mesh(run.mesh)
     model = build_model(task_of(run), mesh)
     optimizer = make_optimizer(run.train, model.decayed)

@@ -24,6 +24,7 @@ TINY = tiny_run.TINY | {
     "eval.batches": 2,
     "checkpoint.every": 1_000,
 }
+TIMES = {"train/tokens_per_second", "train/step_seconds", "tokens_per_second", "training_seconds", "startup_seconds"}
 ONE_DEVICE = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
 
 
@@ -139,7 +140,12 @@ def saved_steps(workdir):
     )
 
 
-def kill_cell(workdir):
-    """SIGKILL for the process that works in a cell: its lock names it."""
+def kill_cell(workdir, number=signal.SIGKILL):
+    """A signal for the process that works in a cell: its lock names it."""
     words = (workdir / "cell.lock").read_text().split()
-    os.kill(int(words[1]), signal.SIGKILL)
+    os.kill(int(words[1]), number)
+
+
+def without_times(values):
+    """A line of metrics.jsonl or a summary without what differs from one life to the next."""
+    return {name: value for name, value in values.items() if name not in TIMES}

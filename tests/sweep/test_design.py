@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from moe_jax.config.rules import ConfigError
 from moe_jax.sweep.design import Choice, LogUniform, Sweep, Uniform, grid, load_sweep, narrowed, only, quasi_random
 
 POINTS = grid({"moe.num_experts": (1, 4, 16), "moe.top_k": (1, 2)})
@@ -88,3 +89,28 @@ def test_a_file_without_a_sweep_is_refused(tmp_path, text, reason):
     path.write_text(text)
     with pytest.raises(ValueError, match=reason):
         load_sweep(path)
+
+
+@pytest.mark.parametrize(
+    "condition, kept",
+    [
+        ("train.learning_rate=1e-3", [0.001]),
+        ("train.learning_rate=1E-03|2", [0.001, 2.0]),
+        ("train.learning_rate=.0010|2.0", [0.001, 2.0]),
+        ("moe.normalize_gates=True", [True]),
+        ("moe.num_experts_by_layer=[1,2]", [(1, 2)]),
+        ("moe.num_experts_by_layer=(1, 2)", [(1, 2)]),
+        ("moe.router='soft'", ["soft"]),
+        ("moe.router=soft", ["soft"]),
+    ],
+)
+def test_a_value_may_be_written_in_any_way(condition, kept):
+    points = grid({"train.learning_rate": (0.001, 0.01, 2.0)}) + grid({"moe.normalize_gates": (True, False)})
+    points += grid({"moe.num_experts_by_layer": ((1, 2), (1,))}) + grid({"moe.router": ("soft", "switch")})
+    assert [value for point in only(Sweep(points), condition).points for value in point.values()] == kept
+
+
+@pytest.mark.parametrize("condition", ["moe.normalize_gates=1", "train.learning_rate=1e-4", "train.learning_rate=("])
+def test_what_only_looks_alike_is_another_value(condition):
+    with pytest.raises(ConfigError, match="names what the sweep does not have"):
+        only(Sweep([{"moe.normalize_gates": True}, {"train.learning_rate": 0.001}]), condition)

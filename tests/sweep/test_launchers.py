@@ -137,7 +137,7 @@ def test_a_job_that_raises_is_a_failure_and_one_that_is_lost_was_killed(cell, su
     raised = submitit.start(cell, 0)
     lost = submitit._executor.submit(os._exit, 0)
     lost._results_timeout_s = 0
-    assert (end(raised), end(launchers._JobHandle(lost))) == (1, -9)
+    assert (end(raised), end(launchers._JobHandle(lost, cell))) == (1, -9)
 
 
 def test_parameters_that_submitit_does_not_know_are_one_line(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from tiny_sweep import cells_of, finish
 
 from moe_jax.sweep import failure, scheduler
+from moe_jax.sweep.interruption import PATIENCE
 from moe_jax.sweep.ledger import Ledger
 from moe_jax.sweep.scheduler import Scheduler
 from moe_jax.train.signals import StopRequest
@@ -122,6 +123,36 @@ def test_a_cell_that_raised_is_recorded_and_the_rest_goes_on(tmp_path):
 def test_a_killed_cell_is_started_again(tmp_path, code):
     ledger, launcher, _ = run(tmp_path, ends={NAMES[0]: [code]}, workers=1)
     assert launcher.started == [*NAMES, NAMES[0]]
+    assert statuses(ledger) == ["finished"] * 4
+
+
+@pytest.mark.parametrize("number", StopRequest.SIGNALS)
+@pytest.mark.parametrize("saved", [True, False], ids=["128 + n", "-n"])
+def test_an_interrupted_cell_is_started_again_as_often_as_it_gets_on(tmp_path, number, saved):
+    """No attempt is used up, whether the run could answer the signal or the process ended at once."""
+    code = 128 + number if saved else -number
+    steps = iter(range(1, 100))
+
+    def save(stop):
+        (tmp_path / "cells" / NAMES[0] / "checkpoints" / str(next(steps))).mkdir(parents=True)
+
+    ledger, launcher, _ = run(tmp_path, POINTS[:1], ends={NAMES[0]: [code] * 20}, workers=1, retries=0, watch=save)
+    assert launcher.started == [NAMES[0]] * 21
+    assert statuses(ledger) == ["finished"]
+
+
+def test_an_interrupted_cell_that_gets_nowhere_fails_in_the_end(tmp_path):
+    ends = {NAMES[0]: [128 + signal.SIGUSR2] * 99}
+    ledger, launcher, _ = run(tmp_path, ends=ends, workers=1, retries=0)
+    assert launcher.started.count(NAMES[0]) == 1 + PATIENCE
+    assert "interrupted 11 times (SIGUSR2) without a new checkpoint" in ledger.error(ledger.cells[0])
+    assert statuses(ledger)[1:] == ["finished"] * 3
+
+
+def test_kills_are_counted_apart_from_interruptions(tmp_path):
+    ends = {NAMES[0]: [KILLED, 128 + signal.SIGTERM, -signal.SIGUSR1, KILLED]}
+    ledger, launcher, _ = run(tmp_path, ends=ends, workers=1, retries=2)
+    assert launcher.started.count(NAMES[0]) == 5
     assert statuses(ledger) == ["finished"] * 4
 
 

@@ -16,12 +16,14 @@ from tiny_sweep import (
     newest_step,
     saved_steps,
     wait_until,
+    without_times,
     write_config,
     write_text,
 )
 
+from moe_jax.files.lock import is_held, locked
+
 STEPS, SAVE_EVERY = 480, 40
-TIMES = {"train/tokens_per_second", "train/step_seconds", "tokens_per_second", "training_seconds", "startup_seconds"}
 FIRST, SECOND = "capacity_factor=1.0,seed=0", "capacity_factor=1.0,seed=1"
 SEEDS = 'Sweep(grid({"moe.capacity_factor": (1.0,)}), seeds=(0, 1))'
 
@@ -105,10 +107,6 @@ def session_status(cell):
     end = data.get(metadata.SESSION_END_INFO_TAG)
     hparams = dict(data[metadata.SESSION_START_INFO_TAG].session_start_info.hparams)
     return (None if end is None else end.session_end_info.status), hparams
-
-
-def without_times(values):
-    return {name: value for name, value in values.items() if name not in TIMES}
 
 
 def test_ctrl_c_saves_the_running_cell_and_is_told_to_the_shell(story):

@@ -5,15 +5,15 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
 
 from moe_jax.moe.router import Router
 from moe_jax.moe.routing import Choices
+from moe_jax.moe.ties import best
 
 
 class ExpertChoice(Router):
-    """S = softmax over experts of the logits; expert e takes the C tokens of a group with the largest S[:, e] (ties:
-    the earlier token), with S[t, e] as gate.
+    """S = softmax over experts of the logits; expert e takes the C tokens of a group with the largest S[:, e], with
+    S[t, e] as gate. Of tokens that are equal but for rounding the earlier are taken (`moe_jax/moe/ties.py`).
 
     A token has 0 to E experts, `moe.top_k` * `moe.capacity_factor` on average: the paper's capacity factor c is this
     product. Loads are equal by construction, so there is no balancing, and nothing is dropped. Who is chosen depends on
@@ -39,15 +39,9 @@ class ExpertChoice(Router):
     def choose(self, x, logits, context):
         """See `Router.choose`; `context.capacity` is C."""
         probabilities = jax.nn.softmax(logits)
-        chosen = _top_tokens(jax.lax.stop_gradient(jax.nn.log_softmax(logits)), context.valid, context.capacity)
+        # By logarithms, since probabilities underflow; padding comes last.
+        score = jnp.where(context.valid[..., None], jax.lax.stop_gradient(jax.nn.log_softmax(logits)), -jnp.inf)
+        chosen = best(score, context.capacity)
         experts = logits.shape[-1]
         expert = jnp.where(chosen, jnp.arange(experts), experts)
         return Choices(expert, probabilities * self.moe.routed_scaling, probabilities, kept=chosen)
-
-
-def _top_tokens(score: Float[Array, "G T E"], valid: Bool[Array, "G T"], capacity: int) -> Bool[Array, "G T E"]:
-    """Which tokens are among each expert's `capacity` best, padding last. By logarithms: probabilities underflow."""
-    score = jnp.where(valid[..., None], score, -jnp.inf)
-    best_first = jnp.argsort(-score, axis=1, stable=True)
-    place = jnp.argsort(best_first, axis=1)
-    return place < capacity
