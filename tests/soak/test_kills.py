@@ -10,7 +10,7 @@ from lives import Life, read_lines, without_times, write_config
 
 pytestmark = pytest.mark.soak
 
-KILLS, STEPS = 20, 3_000
+KILLS, STEPS = 20, 12_000
 SIGNALS = {  # and the exit codes that are right: a signal before the loop has begun ends the process at once
     signal.SIGKILL: {-9},
     signal.SIGTERM: {143, -15},
@@ -23,7 +23,7 @@ FIELDS = {
     "log.every": 1,
     "eval.every": 500,
     "eval.batches": 2,
-    "checkpoint.every": 25,
+    "checkpoint.every": 50,
     "train.warmup_steps": 10,
 }
 
@@ -41,7 +41,7 @@ def test_kills_leave_no_trace(tiny, tmp_path):
             ended = life.end()
             break
         # From the first import to long after the first checkpoint: some die before they have begun.
-        time.sleep(draw.uniform(0.5, 14))
+        time.sleep(draw.uniform(0.5, 11))
         life.process.send_signal(number)
         code, said = life.end()
         if code == 0:  # it was done before
