@@ -3,7 +3,7 @@
 Two layers, both MoE: 16 experts, one a token. The model is small enough to be limited by its feed-forward layers, which
 is where experts help: at equal FLOPs per token it is far ahead of its dense twin (`--config.moe.num_experts=0`).
 
-Cost: 300 seconds of CPU time, three minutes or less on 2 idle cores. Expect about 2.0 bits per byte on the held-out
+Cost: 300 seconds of CPU time, 2.5 minutes on 2 idle cores. Expect about 2.0 bits per byte on the held-out
 text, the dense twin 2.3. A step is 8 micro-batches of one group each: on several devices, each of which takes whole
 groups, add `--config.train.accumulate=1`.
 """

@@ -14,7 +14,7 @@ from moe_jax.data.corpus import Corpus
 from moe_jax.data.mixture import proportions
 from moe_jax.data.packing import Row
 
-THREADS = 4  # threads that gather rows; they hold the interpreter most of the time, so more would not help
+THREADS = 1  # that gather rows beside the step: they hold the interpreter most of the time, and more take turns at it
 PREFETCH = 16  # batches that are made ahead of the step
 
 
