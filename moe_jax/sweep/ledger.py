@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.config.rules import ConfigError
-from moe_jax.config.schema import flatten
+from moe_jax.config.schema import RunConfig, flatten
 from moe_jax.files.lock import locked
 from moe_jax.journal.reading import CONFIG, read_summary
 from moe_jax.journal.workdir import is_finished, make_writable, write_json
@@ -187,10 +187,13 @@ def _empty_if_nan(value: Any) -> Any:
 def _differences(before: Mapping[str, Mapping], now: Mapping[str, Mapping]) -> list[str]:
     """One text for each field that has changed, and one for the cells that are gone."""
     changed: dict[str, str] = {}
+    # A field that sweep.json lacks is younger than the sweep: its default means what the code did before it was there.
+    defaults = json.loads(json.dumps(flatten(RunConfig())))
     for name in (name for name in now if name in before):
+        earlier = defaults | before[name]
         for field, value in now[name].items():
-            if before[name].get(field) != value and not field.startswith(FREE_TO_CHANGE):
-                changed.setdefault(field, f"{field} was {before[name].get(field)!r}, is {value!r} in {name}")
+            if earlier[field] != value and not field.startswith(FREE_TO_CHANGE):
+                changed.setdefault(field, f"{field} was {earlier[field]!r}, is {value!r} in {name}")
     gone = sorted(before.keys() - now.keys())
     return list(changed.values()) + ([f"gone: {_listed(gone)}"] if gone else [])
 

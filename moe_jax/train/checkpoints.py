@@ -1,4 +1,4 @@
-"""Checkpoints: the whole state of a run and its position in the data, written asynchronously by Orbax.
+"""Checkpoints: the whole state of a run, on its devices and beside them, written asynchronously by Orbax.
 
 Each carries the digests of its files, which are compared when it is restored: the arrays themselves have no checksums,
 so that a flipped bit would otherwise become other weights without a word.
@@ -30,11 +30,19 @@ RESTARTS = 10  # of a restore beside a run that keeps removing its older checkpo
 OS_ERROR = re.compile(r"(?:os_error_code='|OS error )(\d+)")  # how TensorStore words a failure of the system
 
 
+class HostState(NamedTuple):
+    """What a run keeps outside of its devices."""
+
+    position: int  # global batches that it has taken
+    skipped: int = 0  # updates that were skipped since they were not finite
+    in_a_row: int = 0  # those of them right before now
+
+
 class Restored(NamedTuple):
     """What a checkpoint holds."""
 
     state: TrainState
-    position: int  # global batches that the run had taken
+    host: HostState
 
 
 class Checkpoints:
@@ -76,7 +84,7 @@ class Checkpoints:
         """The newest step on disk."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, position: int) -> None:
+    def save(self, state: TrainState, host: HostState) -> None:
         """Starts writing the state after `state.step` steps; nothing if that step is on disk already.
 
         Raises MachineError, in one line, where the system refuses. Where it has refused the one before, only a warning
@@ -86,7 +94,7 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step():
             return
-        data = {FORMAT_FIELD: FORMAT, "position": position}
+        data = {FORMAT_FIELD: FORMAT, **host._asdict()}
         with self._failures(step):
             self._saving = step
             self._manager.save(
@@ -156,9 +164,10 @@ class Checkpoints:
             items["data"] = args.JsonRestore()
         restored = self._manager.restore(step, args=args.Composite(**items))
         data = restored["data"] if "data" in items else {FORMAT_FIELD: FORMAT, "position": step}
-        if data[FORMAT_FIELD] != FORMAT:
-            raise ValueError(f"it has format {data[FORMAT_FIELD]}, this release reads {FORMAT}")
-        return Restored(TrainState(**restored["state"]), data["position"])
+        written = data.pop(FORMAT_FIELD)
+        if written != FORMAT:
+            raise ValueError(f"it has format {written}, this release reads {FORMAT}")
+        return Restored(TrainState(**restored["state"]), HostState(**data))
 
     def _set_aside(self, damaged: Sequence[int]) -> None:
         if not damaged or self._config is None:

@@ -28,15 +28,17 @@ class Skipped(NamedTuple):
 class Guard:
     """Reads what steps report of being finite, one step late, so that the device never waits for the host."""
 
-    def __init__(self, params: PyTree, max_skipped: int):
-        """`params` has the structure of the weights; up to `max_skipped` updates in a row may be skipped."""
+    def __init__(self, params: PyTree, max_skipped: int, skipped: int = 0, in_a_row: int = 0):
+        """`params` has the structure of the weights; up to `max_skipped` updates in a row may be skipped.
+
+        `skipped` and `in_a_row` are the counts of earlier lives of the run.
+        """
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         weights = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
         self._names = ["the loss", *(f"the gradient of {name}" for name in weights)]
         self._max_skipped = max_skipped
         self._unread: tuple[int, int, Bool[Array, 1 + leaves]] | None = None
-        self.skipped = 0  # updates, in this life of the run
-        self.in_a_row = 0
+        self.skipped, self.in_a_row = skipped, in_a_row
 
     def add(self, step: int, position: int, finite: Bool[Array, " checked"]) -> None:
         """Takes the report of a step that was just started, and reads that of the one before. Raises as `read` does."""

@@ -19,7 +19,7 @@ from moe_jax.resolve.counting import count
 from moe_jax.resolve.describe import describe, markdown, warn
 from moe_jax.tasks.results import DATA, flops_per_step, hparams_metrics, summarize
 from moe_jax.tasks.task import TrainBatches
-from moe_jax.train.checkpoints import Checkpoints
+from moe_jax.train.checkpoints import Checkpoints, HostState, Restored
 from moe_jax.train.clock import Clock
 from moe_jax.train.evaluation import Evaluation
 from moe_jax.train.guard import Guard, check_finite
@@ -27,7 +27,7 @@ from moe_jax.train.profile import Profile
 from moe_jax.train.setup import Setup, set_up
 from moe_jax.train.shown import curves, write_loads, write_pictures
 from moe_jax.train.signals import StopRequest
-from moe_jax.train.state import TrainState, init_state, num_params
+from moe_jax.train.state import init_state, num_params
 from moe_jax.train.step import StepMetrics
 from moe_jax.train.watch import Watch
 
@@ -56,11 +56,12 @@ def _train(run: RunConfig, workdir: Path, home: records.Home) -> int:
     batches = setup.data.train_batches(jax.process_index(), jax.process_count())
     with StopRequest() as stop, Checkpoints(workdir, run.checkpoint) as checkpoints:
         restored = checkpoints.restore(setup.shapes)
-        if restored is not None:
-            batches.seek(restored.position)
+        if restored is None:
+            restored = Restored(init_state(setup.task, setup.shapes, setup.optimizer), HostState(position=0))
+        else:
+            batches.seek(restored.host.position)
             logging.info("Resumed at step %d", restored.state.step)
-        state = restored.state if restored else init_state(setup.task, setup.shapes, setup.optimizer)
-        first = int(state.step)
+        first = int(restored.state.step)
         if first >= run.train.steps and records.is_finished(workdir, first):
             logging.info("All %d steps are done: raise train.steps to go on", first)
             return 0
@@ -68,7 +69,7 @@ def _train(run: RunConfig, workdir: Path, home: records.Home) -> int:
         with MetricsWriter(workdir, first) as writer:
             writer.hparams(hparams(flatten(run)), hparams_metrics(run.task))
             writer.text(first, "config", markdown(run))
-            _Loop(setup, state, batches, checkpoints, writer, stop, workdir, home).run_to_end()
+            _Loop(setup, restored, batches, checkpoints, writer, stop, workdir, home).run_to_end()
     if stop.signal:
         logging.warning("Stopped by signal %d; the same command continues", stop.signal)
     return stop.exit_code
@@ -80,7 +81,7 @@ class _Loop:
     def __init__(
         self,
         setup: Setup,
-        state: TrainState,
+        start: Restored,
         batches: TrainBatches,
         checkpoints: Checkpoints,
         writer: MetricsWriter,
@@ -88,18 +89,20 @@ class _Loop:
         workdir: Path,
         home: records.Home,
     ):
-        self.setup, self.run, self.state, self.batches = setup, setup.run, state, batches
+        self.setup, self.run, self.state, self.batches = setup, setup.run, start.state, batches
         self.checkpoints, self.writer, self.stop, self.workdir, self.home = checkpoints, writer, stop, workdir, home
         self.train_step = setup.compile_train_step()
         self.eval_step = setup.compile_eval_step()
-        self.step = int(state.step)
+        self.step = int(start.state.step)
         self.startup_seconds: float | None = None  # until the first step here was done
         task = setup.task
         self.progress = Progress(self.run.train.steps, self.step, task.units_per_step, f"{task.unit}s/s")
         self.clock = Clock(task.units_per_step, self.step)
         self.speed = f"{task.unit}s_per_second"
         self.profile = Profile(workdir, self.run.train.profile)
-        self.guard, self.watch = Guard(state.params, self.run.train.max_skipped), Watch(self.run)
+        max_skipped, host = self.run.train.max_skipped, start.host
+        self.guard = Guard(start.state.params, max_skipped, host.skipped, host.in_a_row)
+        self.watch = Watch(self.run)
         self.last = last_line(workdir, "train/loss")  # of an earlier life, in case that it did all the steps
 
     def run_to_end(self) -> None:
@@ -178,7 +181,8 @@ class _Loop:
                 return
             check_finite(self.state.params)
             try:
-                self.checkpoints.save(self.state, self.batches.position)
+                host = HostState(self.batches.position, self.guard.skipped, self.guard.in_a_row)
+                self.checkpoints.save(self.state, host)
                 if last:
                     self.checkpoints.wait()
             except MachineError as error:

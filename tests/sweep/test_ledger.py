@@ -89,6 +89,17 @@ def test_another_sweep_on_the_directory_is_refused(ledger, change, reason):
     assert {path: path.read_text() for path in ledger.workdir.rglob("*.json")} == before
 
 
+def test_a_sweep_from_before_a_field_goes_on_while_the_field_has_its_default(ledger):
+    path = ledger.workdir / "sweep.json"
+    cells = json.loads(path.read_text())
+    for fields in cells.values():
+        del fields["moe.z_loss"]
+    path.write_text(json.dumps(cells))
+    with pytest.raises(ValueError, match=r"moe.z_loss was 0.0, is 0.5"):
+        other(ledger, fields={"moe.z_loss": 0.5}).open(add_cells=False)
+    other(ledger).open(add_cells=False)
+
+
 def test_cells_are_added_on_request_only(ledger):
     larger = other(ledger, seeds=(0, 1))
     larger.open(add_cells=True)

@@ -9,7 +9,7 @@ from moe_jax.config.layers import moe_segments
 from moe_jax.data.pipeline import Batch
 from moe_jax.moe.losses import balance_loss
 from moe_jax.moe.measures import stats_of_layers
-from moe_jax.train.checkpoints import Checkpoints
+from moe_jax.train.checkpoints import Checkpoints, HostState
 from moe_jax.train.shown import curves
 from moe_jax.train.step import _make_loss
 
@@ -149,7 +149,7 @@ def test_a_checkpoint_holds_the_bias_and_the_window(set_up_once, tmp_path):
     for number in range(3):
         state, _ = step(state, setup.place(make_batch(number)))
     with Checkpoints(tmp_path, setup.run.checkpoint) as checkpoints:
-        checkpoints.save(state, 3)
+        checkpoints.save(state, HostState(3))
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(setup.shapes).state
     assert np.any(biases(restored) != 0)

@@ -13,7 +13,7 @@ from moe_jax.config.rules import MachineError
 from moe_jax.config.schema import CheckpointConfig, MeshConfig
 from moe_jax.parallel.mesh import make_mesh
 from moe_jax.train import checkpoints as checkpoints_module
-from moe_jax.train.checkpoints import Checkpoints, system_failure
+from moe_jax.train.checkpoints import Checkpoints, HostState, system_failure
 from moe_jax.train.state import TrainState
 
 # Orbax closes its event loop while reads that failed are still being reported to it.
@@ -53,11 +53,11 @@ def save(workdir, steps, keep=3):
     """Saves after each of `steps`, at ten times that position in the data."""
     with Checkpoints(workdir, CheckpointConfig(keep=keep)) as checkpoints:
         for step in steps:
-            checkpoints.save(make_state(step), 10 * step)
+            checkpoints.save(make_state(step), HostState(10 * step, skipped=step, in_a_row=1))
 
 
 def restore(workdir):
-    """As a run that goes on: (state, position in the data)."""
+    """As a run that goes on."""
     with Checkpoints(workdir, CheckpointConfig(keep=3)) as checkpoints:
         return checkpoints.restore(ABSTRACT)
 
@@ -86,9 +86,9 @@ def workdir(saved, tmp_path):
 
 
 def test_round_trip_is_exact(saved):
-    state, position = restore(saved)
+    state, host = restore(saved)
     assert_equal(state, make_state(6))
-    assert position == 60
+    assert host == HostState(60, 6, 1)
 
 
 def test_a_checkpoint_from_before_digests_is_at_the_position_of_its_step(workdir):
@@ -97,9 +97,9 @@ def test_a_checkpoint_from_before_digests_is_at_the_position_of_its_step(workdir
     shutil.rmtree(workdir / "checkpoints/6/data")
     (workdir / "checkpoints/6/data").mkdir()
     (workdir / "checkpoints/6/data/process_0-of-1.json").write_text('{"next_index": 6}')
-    state, position = restore(workdir)
+    state, host = restore(workdir)
     assert_equal(state, make_state(6))
-    assert position == 6
+    assert host == HostState(6, 0, 0)
 
 
 def test_a_checkpoint_of_another_format_is_not_read(workdir, caplog, monkeypatch):
@@ -125,7 +125,7 @@ def test_only_the_newest_are_kept(tmp_path):
 def test_a_step_is_saved_once(workdir):
     before = content(workdir)
     with Checkpoints(workdir, CheckpointConfig(keep=3)) as checkpoints:
-        checkpoints.save(make_state(6), 60)
+        checkpoints.save(make_state(6), HostState(60))
     assert content(workdir) == before
 
 
@@ -134,7 +134,7 @@ def test_a_state_that_is_donated_while_it_is_written(tmp_path):
     state = bump(TrainState(jnp.int32(2), jnp.uint32(0), {"w": jnp.zeros(1 << 20)}, {}, {}, ()))
     abstract = abstract_of(state)
     with Checkpoints(tmp_path, CheckpointConfig(keep=3)) as checkpoints:
-        checkpoints.save(state, 0)
+        checkpoints.save(state, HostState(0))
         for _ in range(5):
             state = bump(state)
     with Checkpoints(tmp_path) as checkpoints:
@@ -178,9 +178,9 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(workdir, damage, caplog):
     damage(workdir / "checkpoints/6")
     damaged = content(workdir / "checkpoints/6")
-    state, position = restore(workdir)
+    state, host = restore(workdir)
     assert_equal(state, make_state(4))
-    assert position == 40
+    assert host.position == 40
     (warning,) = [message for message in caplog.messages if "cannot be read" in message]
     assert warning.startswith(f"Checkpoint 6 in {workdir}/checkpoints cannot be read (")
     assert "\n" not in warning
@@ -247,7 +247,7 @@ def test_restores_onto_another_mesh(tmp_path, before, after):
 
     state = make_state(5, sharding(before))
     with Checkpoints(tmp_path, CheckpointConfig(keep=3)) as checkpoints:
-        checkpoints.save(state, 0)
+        checkpoints.save(state, HostState(0))
     target = abstract_of(make_state(0, sharding(after)))
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(target).state
@@ -294,21 +294,21 @@ def no_space(*_, **__):
 def test_a_full_disk_is_one_line_and_the_next_checkpoint_that_fits_is_written(tmp_path, monkeypatch, caplog):
     """The digests are written last, behind all that Orbax writes: where they fail, all of it does."""
     with Checkpoints(tmp_path, CheckpointConfig(keep=3)) as checkpoints:
-        checkpoints.save(make_state(2), 2)
+        checkpoints.save(make_state(2), HostState(2))
         checkpoints.wait()
         with monkeypatch.context() as full:
             full.setattr(checkpoints_module, "write_digests", no_space)
-            checkpoints.save(make_state(4), 4)
+            checkpoints.save(make_state(4), HostState(4))
             with pytest.raises(
                 MachineError, match=r"^checkpoint 4 could not be written to .* \(No space left on device\)$"
             ):
                 checkpoints.wait()
-            checkpoints.save(make_state(6), 6)
+            checkpoints.save(make_state(6), HostState(6))
             while checkpoints._manager.is_saving_in_progress():
                 pass
         checkpoints.poll()
         assert "checkpoint 6 could not be written" in caplog.text
-        checkpoints.save(make_state(8), 8)
+        checkpoints.save(make_state(8), HostState(8))
     assert names(tmp_path) == ["2", "8"]
     assert_equal(restore(tmp_path).state, make_state(8))
     shown = [record.getMessage() for record in caplog.records if cli.is_worth_showing(record)]

@@ -135,13 +135,13 @@ def test_a_run_that_diverges_keeps_its_finite_checkpoint_and_ends_as_a_failure(m
     assert hparams_metadata.parse_session_end_info_plugin_data(ended).status == api_pb2.STATUS_FAILURE
 
 
-def test_a_bad_batch_is_passed_and_counted(make_run, tmp_path, nan_from, caplog):
+def test_a_bad_batch_is_passed_and_counted_over_all_lives_of_the_run(make_run, tmp_path, nan_from, caplog):
     nan_from(3, 3)
-    run = make_run({"train.steps": 6, "checkpoint.every": 3, "log.every": 1})
-    assert train(run, tmp_path) == 0
+    fields = {"train.steps": 4, "checkpoint.every": 3, "log.every": 1}
+    assert train(make_run(fields), tmp_path) == 0
     assert "Skipped the update of step 3 (batch 2 of the data)" in caplog.text
+    with Checkpoints(tmp_path) as checkpoints:
+        assert sorted(checkpoints._manager.all_steps()) == [4]  # none was begun right behind a skipped update
+    assert train(make_run(fields | {"train.steps": 6}), tmp_path) == 0
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [line.count('"train/skipped_updates": 1.0') for line in lines if "skipped" in line] == [0, 0, 1, 1, 1, 1]
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.latest_step() == 6
-        assert sorted(checkpoints._manager.all_steps()) == [6]  # none was begun right behind a skipped update
