@@ -140,7 +140,7 @@ def test_a_damaged_corpus_is_built_again(config, caplog, damage, name):
     check_repair(config, caplog, damage, name)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_damage_of_every_file(config, caplog, damage, name):
@@ -152,7 +152,7 @@ def test_a_damaged_bpe_is_trained_again(config, caplog, damage):
     check_repair(config, caplog, damage, "tokenizer.json", "bpe")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("name", ["tokenizer.json", "digests.json"])
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_every_damage_of_the_bpe(config, caplog, damage, name):

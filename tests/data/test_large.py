@@ -171,7 +171,7 @@ def run_program(program, *arguments):
     return done.stdout.split()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_corpus_four_times_larger_than_memory_trains(tmp_path):
     write_text(tmp_path / "small.jsonl", 1 << 20)
     write_text(tmp_path / "large.jsonl", 4 * LIMIT)
@@ -182,7 +182,7 @@ def test_a_corpus_four_times_larger_than_memory_trains(tmp_path):
     assert summary["steps"] == tiny_run.TINY["train.steps"] and summary["eval_loss"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("tokenizer", ["bytes", "hf"])
 def test_a_corpus_four_times_larger_than_memory_is_built_and_read(tmp_path, tokenizer):
     write_text(tmp_path / "large.jsonl", 4 * LIMIT)

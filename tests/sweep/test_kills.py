@@ -56,7 +56,7 @@ def working(sweep):
     return [path.parent for path in sweep.glob("cells/*/cell.lock") if is_held(path)]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_kills_at_random_change_no_result(tmp_path):
     """Twelve and more: SIGKILL, SIGTERM and SIGUSR2 for cells, SIGKILL, SIGTERM and SIGINT for the sweep itself."""
     chance, config = random.Random(0), config_of(tmp_path, 400)
