@@ -171,7 +171,7 @@ def _is_quick(routing, dispatcher, mesh):
     """Whether `make test` holds the row; `make test-slow` holds the others."""
     if routing in OTHER_ROUTINGS:
         return (mesh == MESHES[2]) if dispatcher == "capacity" else (mesh == MESHES[3] and routing in TWO_DISPATCHERS)
-    return dispatcher == dispatchers_of(routing)[0] or mesh in MESHES[1:3]
+    return dispatcher == dispatchers_of(routing)[0] or mesh == MESHES[2]
 
 
 def dispatchers_of(routing):

@@ -38,6 +38,7 @@ ALLOWED = {
     "moe.exchange_chunks": 2,
     "moe.eval_capacity_factor": 3.0,
     "data.cache_dir": "/elsewhere",
+    "data.workers": 3,
 }
 
 

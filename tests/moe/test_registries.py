@@ -51,7 +51,7 @@ def test_a_measure_is_shown_by_its_name(monkeypatch):
     expected |= {f"first_gate_layer_{layer}": mean[layer, 0] for layer in range(2)}
     expected["first_gate"] = mean[:, 0].mean()
     zero, by_layer = jnp.zeros(()), jnp.zeros(2)
-    shown = curves(StepMetrics(zero, {}, zero, zero, (stats,), by_layer, by_layer))
+    shown = curves(StepMetrics(zero, {}, zero, jnp.ones(1, bool), zero, (stats,), by_layer, by_layer))
     named = dict(scalars(stats_of_layers([stats])))
     for name, value in expected.items():
         assert named[name] == pytest.approx(value, rel=1e-5)

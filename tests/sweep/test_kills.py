@@ -35,6 +35,7 @@ def results(sweep):
         return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
 
 
+@pytest.mark.soak
 def test_a_sweep_runs_without_locks_of_the_system(tmp_path, monkeypatch):
     """Lustre without flock: the parent and its cells leave leases, which keep a second sweep out."""
     (tmp_path / "sitecustomize.py").write_text(NO_LOCKS)

@@ -36,6 +36,7 @@ METRICS = StepMetrics(
     },
     grad_norm=np.float32(17.0),
     learning_rate=np.float32(0.75),
+    finite=np.ones(3, bool),
     routing=ROUTING,
     max_violation_micro_batch=np.array([19.0, 29.0]),
     max_violation_window=np.array([31.0, 41.0]),
