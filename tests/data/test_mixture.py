@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 
+import grain
 import numpy as np
 import pytest
 
@@ -34,6 +35,16 @@ def test_rows_of_each_source_are_counted_exactly(three, weights, batches):
     expected = [(drawn == domain).sum() for domain in (0, 2, 1)]
     assert rows_drawn(sizes, weights, 4 * batches) == expected
     assert epochs(sizes, weights, 4 * batches) == [n / size for n, size in zip(expected, sizes, strict=True)]
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.999), (0.3, 5.0, 1.999), (7.77, 1.0, 3.333)])
+def test_many_rows_are_counted_as_grain_mixes_them(weights):
+    """Grain rounds weights down to hundredths of the smallest, which shows after thousands of rows."""
+    sizes = [10] * len(weights)
+    sources = [grain.MapDataset.range(10 * i, 10 * i + 10).repeat() for i in range(len(weights))]
+    mixed = grain.MapDataset.mix(sources, proportions(sizes, weights))
+    drawn = np.bincount([mixed[row] // 10 for row in range(9_000)], minlength=len(weights))
+    assert rows_drawn(sizes, weights, 9_000) == drawn.tolist()
 
 
 def test_scaling_leaves_ratios():

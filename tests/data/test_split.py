@@ -121,6 +121,13 @@ def test_sample_is_nested_and_of_about_the_size(index_of):
     assert len(sampled(index_of, everything, 0.5)) == 1
 
 
+def test_each_source_gives_its_share_of_the_sample(index_of):
+    index = index_of(documents(30, "a", size=10), documents(10, "b", size=10))
+    hold_out(index, 0)
+    sample_training(index, 200)
+    assert [int((index.flags[span.start : span.stop] & TRAIN > 0).sum()) for span in index.spans] == [15, 5]
+
+
 @pytest.mark.parametrize("partition", [1, 7, 1 << 20])
 def test_the_first_of_the_same_texts_is_kept(monkeypatch, tmp_path, index_of, partition):
     monkeypatch.setattr(split, "PARTITION", partition)

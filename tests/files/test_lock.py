@@ -90,6 +90,30 @@ def test_the_lease_of_a_dead_process_elsewhere_goes_stale(tmp_path, monkeypatch)
         assert not foreign.exists()
 
 
+def test_the_number_of_a_dead_process_means_nothing_elsewhere(tmp_path, monkeypatch):
+    """On another host or in another container, a living process may have a number that is free here."""
+    monkeypatch.setattr(lock.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "none")))
+    foreign = tmp_path / "lock.exclusive.0123"
+    foreign.write_text("process 4000001 on another\nanother space\n4000001")  # above the largest number
+    with pytest.raises(BlockingIOError, match="process 4000001 on another"), locked(tmp_path / "lock", wait=False):
+        pass
+    foreign.write_text(f"process 4000001 here\n{lock._process_space()}\n4000001")
+    with locked(tmp_path / "lock", wait=False):
+        pass
+
+
+def test_a_lease_is_kept_fresh(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSYS, "none")))
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.01)
+    with locked(tmp_path / "lock", wait=False):
+        (lease,) = tmp_path.glob("lock.exclusive.*")
+        os.utime(lease, (0, 0))
+        deadline = time.monotonic() + 10
+        while lease.stat().st_mtime == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+
 def test_another_error_of_the_lock_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr(lock.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
     with pytest.raises(OSError, match="broken"), locked(tmp_path / "lock"):

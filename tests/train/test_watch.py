@@ -39,6 +39,24 @@ def test_no_spike_in_a_loss_that_falls_or_is_noisy_or_not_finite(watch, caplog):
     assert caplog.messages == []
 
 
+def test_a_noisy_loss_has_to_jump_further(watch, caplog):
+    """20% above the median, but no more than three median deviations."""
+    for step in range(FEWEST):
+        watch.loss(step, 2.8 if step % 2 else 3.2)
+    watch.loss(FEWEST, 3.6)
+    assert caplog.messages == []
+    watch.loss(FEWEST + 1, 9.0)
+    assert len(caplog.messages) == 1
+
+
+def test_a_steady_loss_may_rise_a_little(watch, caplog):
+    """Hundreds of median deviations, but no more than 5% above the median."""
+    for step in range(FEWEST):
+        watch.loss(step, 3.0 + 1e-4 * (step % 2))
+    watch.loss(FEWEST, 3.15)
+    assert caplog.messages == []
+
+
 def test_a_dead_expert_is_told_with_its_layer(watch, caplog):
     alive, dead = EVEN, [200.0, 100, 100, 0]
     see(watch, [[alive, dead]] * 5)
