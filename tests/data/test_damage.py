@@ -132,6 +132,7 @@ FAST = [
     ("forgotten", "train_0.tokens.00000"),
     ("hidden", "train_0.domains"),
     ("null", "digests.json"),
+    ("deleted", "digests.json"),
 ]
 
 

@@ -95,6 +95,18 @@ def test_shards_hold_what_was_written(tmp_path, monkeypatch, shard, resident):
     assert len(digest) == 64
 
 
+def test_a_system_that_reads_little_at_a_time(tmp_path, monkeypatch):
+    """As a network file system may: what is missing is read from where the last piece ended."""
+    monkeypatch.setattr(shards, "RESIDENT", 0)
+    writer = ShardWriter(tmp_path, "part", np.uint16, 999)
+    writer.add(np.arange(300, 350, dtype=np.uint16), 0)
+    writer.finish()
+    read = os.preadv
+    monkeypatch.setattr(shards.os, "preadv", lambda file, views, at: read(file, [views[0][:3]], at))
+    tokens = StoredTokens(tmp_path, "part", np.uint16)
+    np.testing.assert_array_equal(tokens[5:45], np.arange(305, 345))
+
+
 def test_a_shard_that_is_cut_while_it_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "RESIDENT", 0)
     writer = ShardWriter(tmp_path, "part", np.uint16, 99)
