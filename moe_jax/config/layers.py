@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from moe_jax.config.schema import AttentionConfig, MoEConfig, RunConfig
@@ -64,6 +64,38 @@ class MoESegment(NamedTuple):
 
 def segments(run: RunConfig) -> tuple[SegmentSpec, ...]:
     """The model from input to output; compile time grows with the number of segments, not of layers."""
+    parts = _by_feed_forward(run)
+    if not run.attention.windows:
+        return parts
+    windows = itertools.cycle(run.attention.windows)
+    flat = (layer for part in parts for layer in part.pattern * part.repeats)
+    own = [_with_window(layer, window) for layer, window in zip(flat, windows, strict=False)]
+    return tuple(_repeating(own))
+
+
+def _with_window(layer: LayerSpec, window: int) -> LayerSpec:
+    assert layer.attention is not None
+    return layer._replace(attention=dataclasses.replace(layer.attention, window=window, windows=()))
+
+
+def _repeating(layers: list[LayerSpec]) -> Iterator[SegmentSpec]:
+    """Segments of the shortest patterns that cover the most layers, whose MoE layers have equal settings."""
+    while layers:
+        best = SegmentSpec(tuple(layers[:1]), 1)
+        for period in range(1, len(layers) // 2 + 1):
+            pattern = layers[:period]
+            if len({layer.moe for layer in pattern if layer.moe is not None}) > 1:
+                break
+            repeats = 1
+            while layers[repeats * period : (repeats + 1) * period] == pattern:
+                repeats += 1
+            if repeats > 1 and repeats * period > best.num_layers:
+                best = SegmentSpec(tuple(pattern), repeats)
+        yield best
+        layers = layers[best.num_layers :]
+
+
+def _by_feed_forward(run: RunConfig) -> tuple[SegmentSpec, ...]:
     layers, moe = run.model.num_layers, run.moe
     dense = LayerSpec(run.attention, DenseSpec(run.model.d_ff, run.model.activation))
     if moe.num_experts == 0:

@@ -27,9 +27,14 @@ class ModelConfig:
     num_kv_heads: int = 4  # fewer than num_heads: grouped-query attention
     head_dim: int = 0  # 0: d_model / num_heads
     vocab_size: int = 264  # at least the tokenizer's size
-    activation: str = "relu"  # dense feed-forward: relu, gelu (two matrices), swiglu, geglu (three, gated)
+    # Of a dense feed-forward: relu, gelu (two matrices), swiglu, geglu, clamped_swiglu (three, gated).
+    activation: str = "relu"
     tie_embeddings: bool = False  # output head = transposed input embedding
     norm_eps: float = 1e-6
+    norm_place: str = "pre"  # pre: what a part of a layer reads is normalised; post: what it writes (OLMo 2, FlexOlmo)
+    embedding_scale: float = 1.0  # multiplies the embedded tokens, like the next two for muP (Granite)
+    residual_scale: float = 1.0  # multiplies what each part of a layer adds to the stream
+    logits_scale: float = 1.0  # multiplies the logits
     init_scale: float = 1.0  # variance of a weight matrix is init_scale / fan_in; Switch trains with 0.1
     dtype: str = "float32"  # of activations and matmuls: float32, bfloat16 or float64; parameters stay float32
     remat: str = "none"  # kept for the backward pass: none (= keep all), full (recompute all), save_exchange
@@ -40,9 +45,30 @@ class ModelConfig:
 class AttentionConfig:
     """How layers attend; heads and their size are in `model`. [identity, but for `kernel` and `chunk`]"""
 
-    kind: str = "grouped_query"  # see moe_jax/models/attention/
-    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    kind: str = "grouped_query"  # see moe_jax/models/attention/: grouped_query, latent
+    qk_norm: str = ""  # of queries and keys: head (each head by itself), projection (all heads together); "": none
+    bias: bool = False  # trained biases of queries, keys and values
+    out_bias: bool = False  # a trained bias of the output
+    sinks: bool = False  # each head has a trained score in its softmax that no value belongs to (GPT-OSS)
+    scale: float = 0.0  # of the scores; 0: 1 / sqrt(size of a head)
     window: int = 0  # a position sees itself and the window - 1 positions before it; 0: all positions before it
+    windows: tuple[int, ...] = ()  # of the layers in turn, over and over (GPT-OSS: 128, 0); (): window everywhere
+    rope_theta: float = 10_000.0  # base of the rotary frequencies
+    rope_fraction: float = 1.0  # of each head's dimensions, the first ones, that positions turn
+    rope_interleaved: bool = False  # the pairs are (0, 1), (2, 3) ...; False: (n, n + half of the turned dimensions)
+    rope_scaling: str = ""  # beyond the original length: linear, llama3, yarn, see moe_jax/models/attention/rotary.py
+    rope_factor: float = 1.0  # how many times longer a scaled context is
+    rope_original_length: int = 0  # positions before scaling
+    rope_low_frequency: float = 1.0  # llama3: turns in the original length up to which a frequency is divided in full
+    rope_high_frequency: float = 4.0  # llama3: and from which it is left alone
+    rope_beta_slow: float = 1.0  # yarn: the same two, with a ramp over dimensions in between
+    rope_beta_fast: float = 32.0
+    rope_truncate: bool = True  # yarn: the ramp begins and ends at whole dimensions
+    rope_attention_factor: float = 0.0  # yarn: multiplies what is turned; 0: 0.1 ln(rope_factor) + 1
+    query_rank: int = 0  # latent: size that queries are compressed to; 0: not at all
+    kv_rank: int = 0  # latent: size that keys and values are compressed to
+    rope_dim: int = 0  # latent: turned dimensions of a head, beside model.head_dim others
+    value_dim: int = 0  # latent: size of a head's values; 0: model.head_dim
     kernel: str = "xla"  # implementation: xla (anywhere), cudnn (NVIDIA, bfloat16)
     chunk: int = 512  # query positions whose scores exist at once (xla)
 
@@ -59,6 +85,7 @@ class MoEConfig:
     first_dense: int = 0  # leading layers that stay dense
     d_ff: int = 0  # hidden size of one expert; 0: model.d_ff
     activation: str = ""  # of the experts; "": model.activation
+    expert_bias: bool = False  # trained biases of the routed experts' matrices (GPT-OSS)
     fine_grained: int = 1  # split each expert into so many of d_ff / fine_grained, choose as many more; then 1 again
     num_experts_by_layer: tuple[int, ...] = ()  # of each MoE layer, num_experts being the largest; (): all alike
     top_k_by_layer: tuple[int, ...] = ()  # of each MoE layer, top_k being the largest; (): all alike
@@ -67,6 +94,7 @@ class MoEConfig:
     router_by_layer: tuple[str, ...] = ()  # of each MoE layer, router being the last; (): all alike
     num_shared_experts: int = 0  # experts that every token visits, besides the routed ones
     shared_d_ff: int = 0  # hidden size of all shared experts together; 0: num_shared_experts * d_ff (the split one)
+    shared_gate: bool = False  # the shared experts' output times a sigmoid gate of the token's own (Qwen2-MoE)
     null_experts: int = 0  # further choices that lead nowhere: a token that takes one saves the computation
     expert_dropout: float = 0.0  # of the routed experts' hidden units, in training
     router: str = "switch"  # see moe_jax/moe/routers/
@@ -96,7 +124,8 @@ class MoEConfig:
     balance_scope: str = "micro_batch"  # tokens whose loads are balanced: micro_batch, sequence, global_batch (a step)
     importance_loss: float = 0.0  # weight of the importance loss (Shazeer et al. 2017)
     load_loss: float = 0.0  # weight of the load loss, for noisy_top_k (Shazeer et al. 2017)
-    bias_rate: float = 0.0  # u of the auxiliary-loss-free balance bias (DeepSeek-V3: 0.001); 0: no bias
+    bias_rate: float = 0.0  # u of the auxiliary-loss-free balance bias (DeepSeek-V3: 0.001)
+    balance_bias: bool = False  # have that bias where bias_rate=0 too: an imported one selects experts and stays
     # How the bias moves, see moe_jax/moe/bias_updates/: by the sign of a load's deviation from the mean, "proportional"
     # to it, "longcat" (for that router), or to the batch's "quantile", bias_rate of the way (Kimi K3: 1).
     bias_update: str = "sign"

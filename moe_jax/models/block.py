@@ -14,6 +14,7 @@ from moe_jax.config.layers import DenseSpec, LayerSpec, SegmentSpec
 from moe_jax.config.schema import RunConfig
 from moe_jax.models.attention import ATTENTIONS
 from moe_jax.models.attention.mask import Mask
+from moe_jax.models.norm import RMSNorm
 from moe_jax.moe.context import Context
 from moe_jax.moe.dispatchers.buffers import EXCHANGED
 from moe_jax.moe.feed_forward import FeedForward
@@ -21,7 +22,6 @@ from moe_jax.moe.layer import MoELayer
 from moe_jax.moe.sums import Sums
 from moe_jax.parallel.collectives import sum_over, varying
 from moe_jax.parallel.mesh import TENSOR
-from moe_jax.parallel.sharding import param
 
 REMAT = {
     "none": None,
@@ -30,22 +30,10 @@ REMAT = {
 }
 
 
-class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * scale, in float32 (Zhang and Sennrich 2019)."""
-
-    def __init__(self, model_size: int, eps: float, rngs: nnx.Rngs, dtype: Any):
-        self.eps = eps
-        self.scale = param(rngs, (model_size,), (None,), nnx.initializers.ones, dtype)
-
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """Normalises the last dimension."""
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        y = y * lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return (y * self.scale[...]).astype(x.dtype)
-
-
 class Block(nnx.Module):
-    """The parts of a `LayerSpec`, each applied to the normalised stream and added to it."""
+    """The parts of a `LayerSpec`, each applied to the normalised stream and added to it, or with
+    `model.norm_place="post"` applied to the stream and added normalised.
+    """
 
     def __init__(self, spec: LayerSpec, run: RunConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: Any):
         model = run.model
@@ -60,7 +48,7 @@ class Block(nnx.Module):
             self.feed_forward = FeedForward(model.d_model, *spec.feed_forward, init, rngs, dtype)
         else:
             self.moe = MoELayer(model.d_model, spec.feed_forward, init, rngs, dtype)
-        self.spec = spec
+        self.spec, self.post_norm, self.residual_scale = spec, model.norm_place == "post", model.residual_scale
 
     def __call__(
         self,
@@ -77,16 +65,24 @@ class Block(nnx.Module):
         """
         if self.spec.attention is not None:
             own = dataclasses.replace(mask, window=self.spec.attention.window)
-            y, _ = self.attention(self.norm_attention(x), own)
-            x = x + sum_over(y, [TENSOR])
+            y, _ = self.attention(self._read(x, self.norm_attention), own)
+            x = self._add(x, sum_over(y, [TENSOR]), self.norm_attention)
         if self.spec.cross_attention is not None:
-            y, _ = self.cross_attention(self.norm_cross_attention(x), Mask(causal=False), memory)
-            x = x + sum_over(y, [TENSOR])
-        normed = self.norm_feed_forward(x)
+            y, _ = self.cross_attention(self._read(x, self.norm_cross_attention), Mask(causal=False), memory)
+            x = self._add(x, sum_over(y, [TENSOR]), self.norm_cross_attention)
+        read = self._read(x, self.norm_feed_forward)
         if self.spec.moe is not None:
-            y, sums = self.moe(normed, context, train)
-            return x + y, sums
-        return x + sum_over(self.feed_forward(varying(normed, [TENSOR])), [TENSOR]), None
+            y, sums = self.moe(read, context, train)
+            return self._add(x, y, self.norm_feed_forward), sums
+        y = sum_over(self.feed_forward(varying(read, [TENSOR])), [TENSOR])
+        return self._add(x, y, self.norm_feed_forward), None
+
+    def _read(self, x: Float[Array, "B L D"], norm: RMSNorm) -> Float[Array, "B L D"]:
+        return x if self.post_norm else norm(x)
+
+    def _add(self, x: Float[Array, "B L D"], y: Float[Array, "B L D"], norm: RMSNorm) -> Float[Array, "B L D"]:
+        y = norm(y) if self.post_norm else y
+        return x + (y if self.residual_scale == 1 else y * self.residual_scale)
 
 
 class Segment(nnx.Module):

@@ -2,16 +2,30 @@
 
 from collections.abc import Iterator
 
-from moe_jax.config.rules import divides, each, not_negative, one_of, positive
-from moe_jax.config.schema import RunConfig
+from moe_jax.config.rules import ConfigError, between, divides, each, not_negative, one_of, positive
+from moe_jax.config.schema import AttentionConfig, RunConfig
 from moe_jax.models.attention import ATTENTIONS
 from moe_jax.models.attention.kernels import KERNELS
+from moe_jax.models.attention.rotary import SCALINGS
 from moe_jax.models.block import REMAT
 from moe_jax.moe.checks import sizes as moe_sizes
 from moe_jax.moe.feed_forward import ACTIVATIONS
 from moe_jax.parallel.checks import Size
 
 DTYPES = ("float32", "bfloat16", "float64")
+NORM_PLACES = ("pre", "post")
+QK_NORMS = ("", "head", "projection")
+# Fields of AttentionConfig, and the scalings of rotary positions that use them.
+SCALED_BY = {
+    "rope_factor": ("linear", "llama3", "yarn"),
+    "rope_original_length": ("llama3", "yarn"),
+    "rope_low_frequency": ("llama3",),
+    "rope_high_frequency": ("llama3",),
+    "rope_beta_slow": ("yarn",),
+    "rope_beta_fast": ("yarn",),
+    "rope_truncate": ("yarn",),
+    "rope_attention_factor": ("yarn",),
+}
 
 
 def check(run: RunConfig) -> None:
@@ -20,10 +34,26 @@ def check(run: RunConfig) -> None:
     each(
         run,
         "model.num_layers model.d_model model.d_ff model.num_heads model.num_kv_heads model.head_dim model.vocab_size "
-        "model.loss_chunk model.norm_eps model.init_scale attention.chunk attention.rope_theta",
+        "model.loss_chunk model.norm_eps model.init_scale model.embedding_scale model.residual_scale "
+        "model.logits_scale attention.chunk attention.rope_theta attention.rope_fraction attention.rope_factor "
+        "attention.rope_low_frequency attention.rope_high_frequency attention.rope_beta_slow attention.rope_beta_fast",
         positive,
     )
-    each(run, "attention.window", not_negative)
+    each(
+        run,
+        "attention.window attention.scale attention.rope_original_length attention.rope_attention_factor "
+        "attention.query_rank attention.kv_rank attention.rope_dim attention.value_dim",
+        not_negative,
+    )
+    for layer, window in enumerate(attention.windows):
+        not_negative(f"attention.windows[{layer}]", window)
+    if attention.windows and attention.window:
+        raise ConfigError(
+            f"attention.window={attention.window} beside attention.windows={attention.windows}: give one of them"
+        )
+    one_of("model.norm_place", model.norm_place, NORM_PLACES)
+    one_of("attention.qk_norm", attention.qk_norm, QK_NORMS)
+    _rotary(attention)
     one_of("model.activation", model.activation, ACTIVATIONS)
     one_of("model.dtype", model.dtype, DTYPES)
     one_of("model.remat", model.remat, REMAT)
@@ -33,6 +63,27 @@ def check(run: RunConfig) -> None:
     length = run.data.sequence_length
     divides("model.loss_chunk", min(model.loss_chunk, length), "data.sequence_length", length)
     KERNELS[attention.kernel].check(run)
+
+
+def _rotary(attention: AttentionConfig) -> None:
+    """A setting of how positions are stretched has something to act on, and what acts has all that it needs."""
+    one_of("attention.rope_scaling", attention.rope_scaling, SCALINGS)
+    between("attention.rope_fraction", attention.rope_fraction, 0, 1)
+    for name, users in SCALED_BY.items():
+        value, default = getattr(attention, name), getattr(AttentionConfig(), name)
+        if value != default and attention.rope_scaling not in users:
+            raise ConfigError(
+                f"attention.{name}={value} has no effect with attention.rope_scaling={attention.rope_scaling!r}: leave "
+                f"it at {default}, or use one of {', '.join(users)}"
+            )
+    if attention.rope_scaling in SCALED_BY["rope_original_length"]:
+        positive("attention.rope_original_length", attention.rope_original_length)
+    for low, high in (("rope_low_frequency", "rope_high_frequency"), ("rope_beta_slow", "rope_beta_fast")):
+        if not getattr(attention, low) < getattr(attention, high):
+            raise ConfigError(
+                f"attention.{low}={getattr(attention, low)} is not below attention.{high}={getattr(attention, high)}: "
+                "lower it"
+            )
 
 
 def sizes(run: RunConfig) -> Iterator[Size]:

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int, Key
 from moe_jax.config.layers import segments
 from moe_jax.config.schema import RunConfig
 from moe_jax.models.attention.mask import Mask
-from moe_jax.models.block import RMSNorm, Segment
+from moe_jax.models.block import Segment
 from moe_jax.models.loss import cross_entropy
+from moe_jax.models.norm import RMSNorm
 from moe_jax.moe.context import Context
 from moe_jax.moe.sums import Sums
 from moe_jax.parallel.collectives import index_over
@@ -73,7 +74,8 @@ class Decoder(nnx.Module):
         mask = Mask(query_documents=apart, key_documents=apart)
         # Looked up in float32 so that the gradients of a frequent token are added up in it.
         table = gather(self.embedding, dtype).astype(jnp.promote_types(dtype, jnp.float32))
-        x = jnp.take(table, ids, axis=0).astype(dtype)
+        x = jnp.take(table, ids, axis=0)
+        x = (x if run.model.embedding_scale == 1 else x * run.model.embedding_scale).astype(dtype)
         sums = []
         for segment in self.segments:
             x, segment_sums = segment(x, mask, context, train)
@@ -91,7 +93,21 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "B"], tuple[Sums, ...]]:
         """Nats of each sequence's targets, summed over valid positions, and the routing sums of `hidden`."""
         x, sums = self.hidden(ids, documents, step, key, train)
+        x = self._before_head(x)
         return cross_entropy(x, self._head(x.dtype), targets, documents > 0, self.run.model.loss_chunk), sums
+
+    def logits(
+        self, ids: Int[Array, "B L"], documents: Int[Array, "B L"]
+    ) -> tuple[Float[Array, "B L v"], tuple[Sums, ...]]:
+        """This device's part of the logits, in float32 or better, and the routing sums of `hidden`. For evaluation:
+        without noise, at its capacity factor.
+        """
+        x, sums = self.hidden(ids, documents, jnp.int32(0), None, train=False)
+        x = self._before_head(x)
+        return jnp.matmul(x, self._head(x.dtype), preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)), sums
+
+    def _before_head(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        return x if self.run.model.logits_scale == 1 else x * self.run.model.logits_scale
 
     def _head(self, dtype: Any) -> Float[Array, "D v"]:
         """This device's part of the output head, V cut over `tensor`."""

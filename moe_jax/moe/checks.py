@@ -89,6 +89,11 @@ def _layers(run: RunConfig) -> None:
             f"moe.shared_d_ff={moe.shared_d_ff} with moe.num_shared_experts=0, so nothing has that size: set "
             "moe.num_shared_experts=1"
         )
+    if moe.shared_gate and not moe.shared_d_ff:
+        raise ConfigError(
+            "moe.shared_gate=True with moe.num_shared_experts=0, so there is nothing to gate: set "
+            "moe.num_shared_experts=1"
+        )
     _balancing(run)
 
 

@@ -4,26 +4,51 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from moe_jax.parallel.collectives import once
+from moe_jax.parallel.mesh import TENSOR
 from moe_jax.parallel.sharding import gather, param
 
-ACTIVATIONS: dict[str, Callable] = {
-    "relu": jax.nn.relu,
-    "gelu": jax.nn.gelu,
-    "swiglu": jax.nn.silu,
-    "geglu": jax.nn.gelu,
+CLAMP, STEEPNESS = 7.0, 1.702  # of clamped_swiglu
+
+
+def clamped_swiglu(gate: Float[Array, "*B F"], up: Float[Array, "*B F"]) -> Float[Array, "*B F"]:
+    """gate * sigmoid(1.702 gate) * (up + 1), the gate at most 7 and up within [-7, 7] (GPT-OSS, OpenAI 2025, the
+    published model code).
+    """
+    gate = jnp.minimum(gate, CLAMP)
+    return gate * jax.nn.sigmoid(STEEPNESS * gate) * (jnp.clip(up, -CLAMP, CLAMP) + 1)
+
+
+PLAIN: dict[str, Callable] = {"relu": jax.nn.relu, "gelu": jax.nn.gelu}  # act(up), of networks with two matrices
+GATED: dict[str, Callable] = {  # act(gate, up), of networks with three
+    "swiglu": lambda gate, up: jax.nn.silu(gate) * up,
+    "geglu": lambda gate, up: jax.nn.gelu(gate) * up,
+    "clamped_swiglu": clamped_swiglu,
 }
-
-
-GATED = frozenset({"swiglu", "geglu"})  # activations of networks with three matrices
+ACTIVATIONS = PLAIN | GATED
 
 
 def feed_forward_params(d_model: int, d_ff: int, activation: str) -> int:
-    """Weights of one feed-forward network or one expert; there are no biases."""
+    """Weights of the matrices of one feed-forward network or one expert."""
     return (3 if activation in GATED else 2) * d_model * d_ff
+
+
+def feed_forward_biases(d_model: int, d_ff: int, activation: str) -> int:
+    """Biases of one expert that has them."""
+    return (2 if activation in GATED else 1) * d_ff + d_model
+
+
+class Biases(NamedTuple):
+    """What is added behind the matrices of `Weights`; `down` is this device's part of a sum over `tensor`."""
+
+    up: Float[Array, "E F"]
+    gate: Float[Array, "E F"] | None
+    down: Float[Array, "E D"]
 
 
 class Weights(NamedTuple):
@@ -32,10 +57,11 @@ class Weights(NamedTuple):
     up: Float[Array, "*E D F"]
     gate: Float[Array, "*E D F"] | None  # of a gated network
     down: Float[Array, "*E F D"]
+    biases: Biases | None = None
 
 
 class FeedForward(nnx.Module):
-    """down(act(up(x))), or gated, down(act(gate(x)) * up(x)) (Shazeer 2020); no biases.
+    """down(act(up(x))), or gated, down(act(gate(x), up(x))) (Shazeer 2020); no biases.
 
     The output is this device's part of a sum over the mesh axis `tensor`, along which F is cut: the caller reduces.
     """
@@ -55,7 +81,9 @@ class FeedForward(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """E feed-forward networks with weights of their own; this device has those of its place on the axis `expert`."""
+    """E feed-forward networks with weights of their own, with biases or without; this device has those of its place on
+    the axis `expert`.
+    """
 
     def __init__(
         self,
@@ -66,6 +94,7 @@ class Experts(nnx.Module):
         init: nnx.Initializer,
         rngs: nnx.Rngs,
         dtype: DTypeLike,
+        bias: bool = False,
     ):
         self.activation = activation
         shape, axes = (num_experts, d_model, d_ff), ("expert", "expert_embed", "expert_mlp")
@@ -73,10 +102,20 @@ class Experts(nnx.Module):
         self.gate = inner() if activation in GATED else None
         self.up = inner()
         self.down = param(rngs, (num_experts, d_ff, d_model), ("expert", "expert_mlp_in", None), init, dtype)
+        zeros = lambda size, axis: param(rngs, (num_experts, size), ("expert", axis), nnx.initializers.zeros, dtype)
+        self.gate_bias = zeros(d_ff, "expert_mlp") if bias and activation in GATED else None
+        self.up_bias = zeros(d_ff, "expert_mlp") if bias else None
+        self.down_bias = zeros(d_model, None) if bias else None
 
     def gathered(self, dtype: DTypeLike) -> Weights:
         """This device's experts. Gather once, also where the buffers come in several pieces."""
-        return _gathered(self, dtype)
+        weights = _gathered(self, dtype)
+        if self.up_bias is None or self.down_bias is None:
+            return weights
+        gate = gather(self.gate_bias, dtype) if self.gate_bias is not None else None
+        return weights._replace(
+            biases=Biases(gather(self.up_bias, dtype), gate, once(gather(self.down_bias, dtype), TENSOR))
+        )
 
     def __call__(
         self, buffers: Float[Array, "G E C D"], weights: Weights, mask: Float[Array, "G E C F"] | None = None
@@ -99,7 +138,12 @@ def _gathered(module: FeedForward | Experts, dtype: DTypeLike) -> Weights:
 def _network(
     weights: Weights, activation: str, x: Float[Array, "*B D"], mask: Float[Array, "*B F"] | None = None
 ) -> Float[Array, "*B D"]:
-    activate = ACTIVATIONS[activation]
-    up = x @ weights.up
-    hidden = activate(up) if weights.gate is None else activate(x @ weights.gate) * up
-    return (hidden if mask is None else hidden * mask) @ weights.down
+    biases = weights.biases
+    add = lambda y, bias: y if bias is None else y + bias[..., None, :]
+    up = add(x @ weights.up, None if biases is None else biases.up)
+    if weights.gate is None:
+        hidden = PLAIN[activation](up)
+    else:
+        hidden = GATED[activation](add(x @ weights.gate, None if biases is None else biases.gate), up)
+    y = (hidden if mask is None else hidden * mask) @ weights.down
+    return add(y, None if biases is None else biases.down)

@@ -1,5 +1,6 @@
 """The MoE layer: a router decides, a dispatcher carries, shared experts see every token, and sums leave as values."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -14,6 +15,7 @@ from moe_jax.moe.routers import ROUTERS
 from moe_jax.moe.sums import Sums
 from moe_jax.parallel.collectives import sum_parts, varying
 from moe_jax.parallel.mesh import TENSOR
+from moe_jax.parallel.sharding import gather, param
 
 
 class MoELayer(nnx.Module):
@@ -24,10 +26,13 @@ class MoELayer(nnx.Module):
     ):
         self.moe = moe
         self.router = ROUTERS[moe.router](d_model, moe, init, rngs, dtype)
-        self.experts = Experts(moe.num_experts, d_model, moe.d_ff, moe.activation, init, rngs, dtype)
+        self.experts = Experts(
+            moe.num_experts, d_model, moe.d_ff, moe.activation, init, rngs, dtype, bias=moe.expert_bias
+        )
         self.shared = (
             FeedForward(d_model, moe.shared_d_ff, moe.activation, init, rngs, dtype) if moe.shared_d_ff else None
         )
+        self.shared_gate = param(rngs, (d_model, 1), ("embed", None), init, dtype) if moe.shared_gate else None
 
     def __call__(self, x: Float[Array, "B L D"], context: Context, train: bool) -> tuple[Float[Array, "B L D"], Sums]:
         """The output, to be added to the residual stream, and sums over this device's tokens.
@@ -53,7 +58,10 @@ class MoELayer(nnx.Module):
         if routing.identity_gate is not None:
             parts.append((groups * routing.identity_gate[..., None]).astype(y.dtype))
         if self.shared is not None:
-            parts.append(self.shared(varying(x, [TENSOR])))
+            shared = self.shared(varying(x, [TENSOR]))
+            if self.shared_gate is not None:
+                shared = shared * jax.nn.sigmoid(groups @ gather(self.shared_gate, groups.dtype))
+            parts.append(shared)
         y = sum_parts(parts, TENSOR)
         # A choice without a slot adds 0 * gate, which XLA may simplify to 0 also where the gate is NaN.
         lost = jnp.any(jnp.isnan(routing.gate), axis=-1, keepdims=True)

@@ -56,8 +56,7 @@ def _size(moe: MoEConfig, functions: list[SumOf]) -> int:
 
 
 def _evidence(moe: MoEConfig) -> list[SumOf]:
-    biased = moe.bias_rate > 0 and "bias_rate" in ROUTERS[moe.router].options
-    return [BIAS_UPDATES[moe.bias_update].evidence] if biased else []
+    return [BIAS_UPDATES[moe.bias_update].evidence] if ROUTERS[moe.router].has_balance_bias(moe) else []
 
 
 def _functions(moe: MoEConfig) -> list[SumOf]:

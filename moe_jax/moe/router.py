@@ -20,7 +20,9 @@ from moe_jax.moe.penalties import PENALTIES
 from moe_jax.moe.routing import Choices, Routing
 from moe_jax.parallel.sharding import gather, param
 
-BIAS_OPTIONS = frozenset({"bias_rate", "bias_update", "bias_steps"})  # of routers that select by score plus bias
+BIAS_OPTIONS = frozenset(
+    {"bias_rate", "balance_bias", "bias_update", "bias_steps"}
+)  # of routers that select by score plus bias
 CARRY_CHOICES = ("capacity", "einsum")  # dispatchers that carry single choices
 
 
@@ -62,8 +64,12 @@ class Router(nnx.Module):
         size = columns(moe)
         self.weight = param(rngs, (d_model, size), ("embed", None), init, dtype)
         self.bias = param(rngs, (size,), (None,), nnx.initializers.zeros, dtype) if moe.router_bias else None
-        biased = moe.bias_rate > 0 and "bias_rate" in self.options
-        self.balance_bias = BalanceBias(jnp.zeros((size,), dtype)) if biased else None
+        self.balance_bias = BalanceBias(jnp.zeros((size,), dtype)) if self.has_balance_bias(moe) else None
+
+    @classmethod
+    def has_balance_bias(cls, moe: MoEConfig) -> bool:
+        """Whether a layer of this router has a balance bias, that moves or stays."""
+        return (moe.bias_rate > 0 or moe.balance_bias) and "bias_rate" in cls.options
 
     @classmethod
     def check(cls, moe: MoEConfig, name_of: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ import operator
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, PyTree
 
@@ -61,6 +62,11 @@ def all_gather(x: Array, axes: Sequence[str], dim: int) -> Array:
 def all_to_all(x: Array, axis: str, split: int, concat: int) -> Array:
     """Cuts dimension `split` into a piece for each device along `axis` and joins the received ones along `concat`."""
     return lax.all_to_all(x, axis, split, concat, tiled=True) if live([axis]) else x
+
+
+def once(x: Array, axis: str) -> Array:
+    """`x`, equal on all devices along `axis`, as its first device's part of a sum over it: zeros on the others."""
+    return jnp.where(index_over([axis]) == 0, varying(x, [axis]), 0) if live([axis]) else x
 
 
 def sum_parts(parts: Sequence[Array], axis: str) -> Array:

@@ -31,6 +31,7 @@ class Rule(NamedTuple):
 RULES: dict[str | None, Rule] = {
     None: Rule(),
     "embed": Rule(stored=(FSDP, EXPERT)),  # D of a dense weight, contracted
+    "latent": Rule(stored=(FSDP, EXPERT)),  # a compressed vector's dimensions, contracted
     "heads": Rule(split=(TENSOR,)),  # H * N, produced
     "heads_in": Rule(split=(TENSOR,), stored=(FSDP, EXPERT)),  # H * N, contracted
     "mlp": Rule(split=(TENSOR,)),  # F, produced

@@ -9,7 +9,7 @@ from moe_jax.config.layers import DenseSpec, LayerSpec, segments
 from moe_jax.config.schema import MoEConfig, RunConfig
 from moe_jax.models.attention import ATTENTIONS
 from moe_jax.moe.dispatchers import dispatcher_of
-from moe_jax.moe.feed_forward import feed_forward_params
+from moe_jax.moe.feed_forward import feed_forward_biases, feed_forward_params
 from moe_jax.moe.routers import ROUTERS
 
 
@@ -64,9 +64,10 @@ def _layer(run: RunConfig, spec: LayerSpec) -> LayerCounts:
     norm, parts = run.model.d_model, LayerCounts()
     for attention in filter(None, (spec.attention, spec.cross_attention)):
         kind, keys = ATTENTIONS[attention.kind], run.data.sequence_length
-        params = kind.matmul_params(run.model)
-        scores = kind.score_multiply_adds(run.model, min(keys, attention.window) if attention.window else keys)
-        parts = _add(parts, LayerCounts(params + norm, params + norm, params, scores))
+        params, vectors = kind.matmul_params(run.model, attention), kind.vector_params(run.model, attention) + norm
+        seen = min(keys, attention.window) if attention.window else keys
+        scores = kind.score_multiply_adds(run.model, attention, seen)
+        parts = _add(parts, LayerCounts(params + vectors, params + vectors, params, scores))
     if isinstance(spec.feed_forward, DenseSpec):
         params = feed_forward_params(run.model.d_model, *spec.feed_forward)
         return _add(parts, LayerCounts(params + norm, params + norm, params))
@@ -75,12 +76,14 @@ def _layer(run: RunConfig, spec: LayerSpec) -> LayerCounts:
 
 def _experts(d_model: int, moe: MoEConfig) -> LayerCounts:
     expert = feed_forward_params(d_model, moe.d_ff, moe.activation)
-    shared = feed_forward_params(d_model, moe.shared_d_ff, moe.activation)
-    visited = round(dispatcher_of(moe).experts_per_token() * expert)
+    biases = feed_forward_biases(d_model, moe.d_ff, moe.activation) if moe.expert_bias else 0
+    shared = feed_forward_params(d_model, moe.shared_d_ff, moe.activation) + moe.shared_gate * d_model
+    visits = dispatcher_of(moe).experts_per_token()
+    visited = round(visits * expert)
     kind = ROUTERS[moe.router]
     router = kind.matmul_params(d_model, moe) + kind.vector_params(moe)
     return LayerCounts(
-        total=shared + router + moe.num_experts * expert,
-        active=shared + router + visited,
+        total=shared + router + moe.num_experts * (expert + biases),
+        active=shared + router + visited + round(visits * biases),
         multiply_adds=shared + kind.multiply_adds(d_model, moe) + visited,
     )

@@ -7,5 +7,9 @@ its class also says what it checks, which sizes the mesh cuts, and what it costs
 """
 
 from moe_jax.models.attention.grouped_query import GroupedQueryAttention
+from moe_jax.models.attention.latent import LatentAttention
 
-ATTENTIONS: dict[str, type[GroupedQueryAttention]] = {"grouped_query": GroupedQueryAttention}
+ATTENTIONS: dict[str, type[GroupedQueryAttention] | type[LatentAttention]] = {
+    "grouped_query": GroupedQueryAttention,
+    "latent": LatentAttention,
+}

@@ -13,11 +13,14 @@ from moe_jax.config.schema import AttentionConfig, ModelConfig, RunConfig
 from moe_jax.models.attention.cache import KeyValueCache
 from moe_jax.models.attention.kernels import KERNELS
 from moe_jax.models.attention.mask import Mask
-from moe_jax.models.attention.rotary import rotate
+from moe_jax.models.attention.rotary import rotate, turned
+from moe_jax.models.norm import ProjectionNorm, RMSNorm
 from moe_jax.parallel.checks import Size
-from moe_jax.parallel.collectives import varying
+from moe_jax.parallel.collectives import once, varying
 from moe_jax.parallel.mesh import TENSOR
 from moe_jax.parallel.sharding import gather, param
+
+LATENT_ONLY = ("query_rank", "kv_rank", "rope_dim", "value_dim")  # fields of AttentionConfig
 
 
 class GroupedQueryAttention(nnx.Module):
@@ -32,6 +35,13 @@ class GroupedQueryAttention(nnx.Module):
         self.k = param(rngs, (model.d_model, keys), ("embed", "heads"), init, dtype)
         self.v = param(rngs, (model.d_model, keys), ("embed", "heads"), init, dtype)
         self.out = param(rngs, (queries, model.d_model), ("heads_in", None), init, dtype)
+        zeros = lambda size, axis: param(rngs, (size,), (axis,), nnx.initializers.zeros, dtype)
+        self.q_bias, self.k_bias, self.v_bias = (
+            (zeros(size, "heads") if attention.bias else None) for size in (queries, keys, keys)
+        )
+        self.out_bias = zeros(model.d_model, None) if attention.out_bias else None
+        self.sinks = zeros(model.num_heads, "heads") if attention.sinks else None
+        self.q_norm, self.k_norm = (_norm(size, model, attention, rngs, dtype) for size in (queries, keys))
 
     def __call__(
         self,
@@ -45,26 +55,51 @@ class GroupedQueryAttention(nnx.Module):
         Queries and keys of the sequence itself are turned by their positions. With a `cache`, x continues what is in
         it, from `mask.start` on, and the keys are those of the cache.
         """
+        attention = self.attention
         x = varying(x, [TENSOR])
         source = x if memory is None else varying(memory, [TENSOR])
-        heads = lambda y, weight: (y @ gather(weight, y.dtype)).reshape(*y.shape[:2], -1, self.head_dim)
-        q, k, v = heads(x, self.q), heads(source, self.k), heads(source, self.v)
+        q = self._heads(x, self.q, self.q_bias, self.q_norm)
+        k = self._heads(source, self.k, self.k_bias, self.k_norm)
+        v = self._heads(source, self.v, self.v_bias, None)
         if memory is None:
             positions = mask.query_positions(x.shape[1])
-            q, k = rotate(q, positions, self.attention.rope_theta), rotate(k, positions, self.attention.rope_theta)
+            q, k = rotate(q, positions, attention), rotate(k, positions, attention)
         if cache is not None:
             cache = cache.write(mask.start, k, v)
             k, v = cache
-        attend = KERNELS[self.attention.kernel].attend
-        return attend(q, k, v, mask, self.attention.chunk).reshape(*x.shape[:2], -1) @ gather(self.out, x.dtype), cache
+        sinks = None if self.sinks is None else gather(self.sinks, q.dtype)
+        scale = attention.scale or self.head_dim**-0.5
+        out = KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, scale, sinks)
+        out = out.reshape(*x.shape[:2], -1) @ gather(self.out, x.dtype)
+        return out if self.out_bias is None else out + once(gather(self.out_bias, x.dtype), TENSOR), cache
+
+    def _heads(
+        self, x: Float[Array, "B L D"], weight: nnx.Param, bias: nnx.Param | None, norm: nnx.Module | None
+    ) -> Float[Array, "B L H N"]:
+        """This device's heads of a projection, normalised where the layer says so."""
+        y = x @ gather(weight, x.dtype)
+        y = y if bias is None else y + gather(bias, x.dtype)
+        y = norm(y) if isinstance(norm, ProjectionNorm) else y
+        heads = y.reshape(*y.shape[:2], -1, self.head_dim)
+        return norm(heads) if isinstance(norm, RMSNorm) else heads
 
     @classmethod
     def check(cls, run: RunConfig) -> None:
-        """Raises ConfigError where heads do not come out even."""
-        model = run.model
+        """Raises ConfigError where heads do not come out even, and on fields of latent attention."""
+        model, attention = run.model, run.attention
         divides("model.num_kv_heads", model.num_kv_heads, "model.num_heads", model.num_heads)
-        if model.head_dim % 2:
-            raise ConfigError(f"model.head_dim={model.head_dim} is odd: rotary positions turn pairs, use an even size")
+        size = turned(model.head_dim, attention)
+        if size % 2 or not size:
+            raise ConfigError(
+                f"model.head_dim={model.head_dim} with attention.rope_fraction={attention.rope_fraction} turns {size} "
+                "dimensions: rotary positions turn pairs, make it an even number"
+            )
+        for name in LATENT_ONLY:
+            if getattr(attention, name):
+                raise ConfigError(
+                    f"attention.{name}={getattr(attention, name)} has no effect with attention.kind='grouped_query': "
+                    "leave it at 0, or use attention.kind='latent'"
+                )
 
     @classmethod
     def sizes(cls, run: RunConfig) -> Iterator[Size]:
@@ -75,11 +110,29 @@ class GroupedQueryAttention(nnx.Module):
         yield Size("heads_in", "model.num_heads * model.head_dim", model.num_heads * model.head_dim)
 
     @classmethod
-    def matmul_params(cls, model: ModelConfig) -> int:
+    def matmul_params(cls, model: ModelConfig, attention: AttentionConfig) -> int:
         """Weights that every token is multiplied with."""
         return 2 * model.d_model * model.head_dim * (model.num_heads + model.num_kv_heads)
 
     @classmethod
-    def score_multiply_adds(cls, model: ModelConfig, keys: int) -> int:
+    def vector_params(cls, model: ModelConfig, attention: AttentionConfig) -> int:
+        """Biases, scales of norms and sinks."""
+        queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+        norms = {"": 0, "head": 2 * model.head_dim, "projection": queries + keys}[attention.qk_norm]
+        biases = attention.bias * (queries + 2 * keys) + attention.out_bias * model.d_model
+        return norms + biases + attention.sinks * model.num_heads
+
+    @classmethod
+    def score_multiply_adds(cls, model: ModelConfig, attention: AttentionConfig, keys: int) -> int:
         """Multiply-adds of one query's scores and of its sum of values, over so many keys."""
         return 2 * model.num_heads * model.head_dim * keys
+
+
+def _norm(
+    size: int, model: ModelConfig, attention: AttentionConfig, rngs: nnx.Rngs, dtype: Any
+) -> RMSNorm | ProjectionNorm | None:
+    if not attention.qk_norm:
+        return None
+    if attention.qk_norm == "head":
+        return RMSNorm(model.head_dim, model.norm_eps, rngs, dtype)
+    return ProjectionNorm(size, model.norm_eps, rngs, dtype)

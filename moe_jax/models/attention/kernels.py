@@ -19,12 +19,14 @@ MASKED = -1e30  # a score that no softmax sees; finite, so that a row without an
 def xla_attention(
     q: Float[Array, "B Q H N"],
     k: Float[Array, "B P J N"],
-    v: Float[Array, "B P J N"],
+    v: Float[Array, "B P J W"],
     mask: Mask,
     chunk: int,
-) -> Float[Array, "B Q H N"]:
+    scale: float,
+    sinks: Float[Array, "H"] | None = None,
+) -> Float[Array, "B Q H W"]:
     """Plain attention, `chunk` query positions at a time: scores take B * H * chunk * P floats, recomputed in the
-    backward pass. J key-value heads serve H / J query heads each.
+    backward pass. J key-value heads serve H / J query heads each; `scale` multiplies scores, but not sinks.
     """
     batch, length, heads, size = q.shape
     grouped = (batch, length, k.shape[2], heads // k.shape[2], size)
@@ -32,14 +34,15 @@ def xla_attention(
     def attend(q: Float[Array, "B Q J R N"], mask: Mask):
         scores = jnp.einsum("bqjrn,bkjn->bjrqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
         seen = mask.seen(q.shape[1], k.shape[1])
-        scores = scores * size**-0.5
+        scores = scores * scale
         if seen is not None:
             scores = jnp.where(seen if seen.ndim == 2 else seen[:, None, None], scores, MASKED)
-        return jnp.einsum("bjrqk,bkjn->bqjrn", jax.nn.softmax(scores).astype(v.dtype), v)
+        weights = jax.nn.softmax(scores) if sinks is None else _softmax_with_sinks(scores, sinks.reshape(grouped[2:4]))
+        return jnp.einsum("bjrqk,bkjn->bqjrn", weights.astype(v.dtype), v)
 
     q = q.reshape(grouped)
     if length <= chunk:
-        return attend(q, mask).reshape(batch, length, heads, size)
+        return attend(q, mask).reshape(batch, length, heads, -1)
 
     def attend_from(piece: tuple[Int[Array, ""] | int, Array, Array | None]):
         start, q, documents = piece
@@ -50,19 +53,30 @@ def xla_attention(
     cut = lambda x: x[:, :whole].reshape(batch, whole // chunk, chunk, *x.shape[2:]).swapaxes(0, 1)
     documents = mask.query_documents
     pieces = jnp.arange(0, whole, chunk), cut(q), None if documents is None else cut(documents)
-    out = lax.map(attend_from, pieces).swapaxes(0, 1).reshape(batch, whole, *grouped[2:])
+    out = lax.map(attend_from, pieces).swapaxes(0, 1).reshape(batch, whole, *grouped[2:4], -1)
     if whole < length:
         rest = attend_from((whole, q[:, whole:], None if documents is None else documents[:, whole:]))
         out = jnp.concatenate([out, rest], axis=1)
-    return out.reshape(batch, length, heads, size)
+    return out.reshape(batch, length, heads, -1)
 
 
-def cudnn_attention(q, k, v, mask, chunk):
+def _softmax_with_sinks(scores: Float[Array, "B J R Q P"], sinks: Float[Array, "J R"]) -> Float[Array, "B J R Q P"]:
+    """The softmax over P keys and one sink, whose share goes to no value."""
+    sinks = sinks.astype(scores.dtype)[None, :, :, None, None]
+    highest = lax.stop_gradient(jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), sinks))
+    exponentials = jnp.exp(scores - highest)
+    return exponentials / (jnp.sum(exponentials, axis=-1, keepdims=True) + jnp.exp(sinks - highest))
+
+
+def cudnn_attention(q, k, v, mask, chunk, scale, sinks):
     """cuDNN's fused attention over whole sequences (bfloat16, NVIDIA only); `check_cudnn` says what it cannot do."""
     window = (mask.window - 1, 0) if mask.window else None
+    size = v.shape[-1]
+    if size < q.shape[-1]:  # the kernel wants one size for all
+        v = jnp.pad(v, ((0, 0),) * 3 + ((0, q.shape[-1] - size),))
     return jax.nn.dot_product_attention(
-        q, k, v, is_causal=mask.causal, local_window_size=window, implementation="cudnn"
-    )
+        q, k, v, scale=scale, is_causal=mask.causal, local_window_size=window, implementation="cudnn"
+    )[..., :size]
 
 
 def check_xla(run: RunConfig) -> None:
@@ -79,6 +93,8 @@ def check_cudnn(run: RunConfig) -> None:
         raise ConfigError(
             "data.mask_documents=True with attention.kernel='cudnn', which cannot: use attention.kernel='xla'"
         )
+    if run.attention.sinks:
+        raise ConfigError("attention.sinks=True with attention.kernel='cudnn', which has none: use 'xla'")
 
 
 class Kernel(NamedTuple):

@@ -1,0 +1,151 @@
+"""Multi-head latent attention (DeepSeek-V2, section 2.1; DeepSeek-V3, section 2.1.1)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from moe_jax.config.rules import ConfigError, each, positive
+from moe_jax.config.schema import AttentionConfig, ModelConfig, RunConfig
+from moe_jax.models.attention.cache import KeyValueCache
+from moe_jax.models.attention.kernels import KERNELS
+from moe_jax.models.attention.mask import Mask
+from moe_jax.models.attention.rotary import rotate
+from moe_jax.models.norm import RMSNorm
+from moe_jax.parallel.checks import Size
+from moe_jax.parallel.collectives import varying
+from moe_jax.parallel.mesh import TENSOR
+from moe_jax.parallel.sharding import gather, param
+
+NOT_OFFERED = ("qk_norm", "bias", "out_bias", "sinks")  # fields of AttentionConfig
+
+
+class LatentAttention(nnx.Module):
+    """Keys and values of all heads come from one compressed vector a token, of `kv_rank`; queries too, with
+    `query_rank`. A head has `model.head_dim` dimensions without positions and `rope_dim` turned ones, whose key all
+    heads share.
+
+    Heads are split over the mesh axis `tensor`, the compressed vectors are whole on each of its devices; the output is
+    this device's part of a sum over it.
+    """
+
+    def __init__(
+        self, model: ModelConfig, attention: AttentionConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: Any
+    ):
+        self.head_dim, self.attention = model.head_dim, attention
+        heads, size, value = model.num_heads, model.head_dim + attention.rope_dim, _value_dim(model, attention)
+        norm = lambda rank: RMSNorm(rank, model.norm_eps, rngs, dtype)
+        if attention.query_rank:
+            self.q_down = param(rngs, (model.d_model, attention.query_rank), ("embed", None), init, dtype)
+            self.q_norm = norm(attention.query_rank)
+            self.q_up = param(rngs, (attention.query_rank, heads * size), ("latent", "heads"), init, dtype)
+        else:
+            self.q = param(rngs, (model.d_model, heads * size), ("embed", "heads"), init, dtype)
+        compressed = attention.kv_rank + attention.rope_dim
+        self.kv_down = param(rngs, (model.d_model, compressed), ("embed", None), init, dtype)
+        self.kv_norm = norm(attention.kv_rank)
+        self.kv_up = param(
+            rngs, (attention.kv_rank, heads * (model.head_dim + value)), ("latent", "heads"), init, dtype
+        )
+        self.out = param(rngs, (heads * value, model.d_model), ("heads_in", None), init, dtype)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        mask: Mask,
+        memory: Float[Array, "B P D"] | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Float[Array, "B L D"], KeyValueCache | None]:
+        """Attends to the sequence itself; the arguments are those of `GroupedQueryAttention`."""
+        if memory is not None:
+            raise ValueError("latent attention is of a sequence to itself: use grouped_query for cross-attention")
+        attention, positions = self.attention, mask.query_positions(x.shape[1])
+        q = self._queries(x)
+        plain, turning = jnp.split(q, [self.head_dim], axis=-1)
+        q = jnp.concatenate([plain, rotate(turning, positions, attention)], axis=-1)
+        compressed, shared = jnp.split(x @ gather(self.kv_down, x.dtype), [attention.kv_rank], axis=-1)
+        # Devices along `tensor` part behind the compression: their gradients are summed in its few dimensions.
+        compressed, shared = varying(self.kv_norm(compressed), [TENSOR]), varying(shared, [TENSOR])
+        keys_values = (compressed @ gather(self.kv_up, x.dtype)).reshape(*q.shape[:3], -1)
+        k, v = jnp.split(keys_values, [self.head_dim], axis=-1)
+        shared = rotate(shared[:, :, None], positions, attention)
+        k = jnp.concatenate([k, jnp.broadcast_to(shared, (*k.shape[:3], attention.rope_dim))], axis=-1)
+        if cache is not None:
+            cache = cache.write(mask.start, k, v)
+            k, v = cache
+        scale = attention.scale or q.shape[-1] ** -0.5
+        out = KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, scale, None)
+        return out.reshape(*x.shape[:2], -1) @ gather(self.out, x.dtype), cache
+
+    def _queries(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H N"]:
+        if self.attention.query_rank:
+            compressed = self.q_norm(x @ gather(self.q_down, x.dtype))
+            q = varying(compressed, [TENSOR]) @ gather(self.q_up, x.dtype)
+        else:
+            q = varying(x, [TENSOR]) @ gather(self.q, x.dtype)
+        return q.reshape(*q.shape[:2], -1, self.head_dim + self.attention.rope_dim)
+
+    @classmethod
+    def check(cls, run: RunConfig) -> None:
+        """Raises ConfigError on sizes that are missing or odd, and on fields that this kind does not have."""
+        model, attention = run.model, run.attention
+        each(run, "attention.kv_rank attention.rope_dim", positive)
+        if attention.rope_dim % 2:
+            raise ConfigError(
+                f"attention.rope_dim={attention.rope_dim} is odd: rotary positions turn pairs, use an even size"
+            )
+        if model.num_kv_heads != model.num_heads:
+            raise ConfigError(
+                f"model.num_kv_heads={model.num_kv_heads} with attention.kind='latent', where each head has its own "
+                f"keys: set model.num_kv_heads={model.num_heads}"
+            )
+        if attention.rope_fraction != 1:
+            raise ConfigError(
+                f"attention.rope_fraction={attention.rope_fraction} with attention.kind='latent', which turns "
+                "attention.rope_dim dimensions: leave it at 1"
+            )
+        for name in NOT_OFFERED:
+            if getattr(attention, name):
+                raise ConfigError(
+                    f"attention.{name}={getattr(attention, name)!r} with attention.kind='latent', which has none: "
+                    f"leave it at {getattr(AttentionConfig(), name)!r}"
+                )
+
+    @classmethod
+    def sizes(cls, run: RunConfig) -> Iterator[Size]:
+        """The dimensions that the mesh cuts; a head is never cut."""
+        model, attention = run.model, run.attention
+        yield Size("embed", "model.d_model", model.d_model)
+        yield Size("heads", "model.num_heads", model.num_heads)
+        if attention.query_rank:
+            yield Size("latent", "attention.query_rank", attention.query_rank)
+        yield Size("latent", "attention.kv_rank", attention.kv_rank)
+        value = _value_dim(model, attention)
+        yield Size("heads_in", f"model.num_heads * {value} (size of a head's values)", model.num_heads * value)
+
+    @classmethod
+    def matmul_params(cls, model: ModelConfig, attention: AttentionConfig) -> int:
+        """Weights that every token is multiplied with."""
+        heads, size, value = model.num_heads, model.head_dim + attention.rope_dim, _value_dim(model, attention)
+        rank = attention.query_rank
+        queries = rank * (model.d_model + heads * size) if rank else model.d_model * heads * size
+        compressed = model.d_model * (attention.kv_rank + attention.rope_dim)
+        return (
+            queries + compressed + attention.kv_rank * heads * (model.head_dim + value) + heads * value * model.d_model
+        )
+
+    @classmethod
+    def vector_params(cls, model: ModelConfig, attention: AttentionConfig) -> int:
+        """Scales of the norms of the compressed vectors."""
+        return attention.query_rank + attention.kv_rank
+
+    @classmethod
+    def score_multiply_adds(cls, model: ModelConfig, attention: AttentionConfig, keys: int) -> int:
+        """Multiply-adds of one query's scores and of its sum of values, over so many keys."""
+        return model.num_heads * (model.head_dim + attention.rope_dim + _value_dim(model, attention)) * keys
+
+
+def _value_dim(model: ModelConfig, attention: AttentionConfig) -> int:
+    return attention.value_dim or model.head_dim
