@@ -7,14 +7,15 @@ from moe_jax.config.rules import ConfigError
 
 # Fields that do not change the logits of a sequence. Attention dropout and the losses act in training alone.
 WITHOUT_EFFECT = frozenset(
-    """
-    _attn_implementation _name_or_path architectures attention_dropout auto_map aux_loss_alpha bos_token_id
-    chunk_size_feed_forward dtype eos_token_id ep_size experts_implementation fsdp_config hidden_dropout id2label
-    initial_context_length initializer_range is_encoder_decoder label2id max_position_embeddings model_type
-    num_nextn_predict_layers output_router_logits pad_token_id pretraining_tp problem_type quantization_config
-    return_dict rope_ratio router_aux_loss_coef router_jitter_noise seq_aux sep_token_id torch_dtype
-    transformers_version unsloth_fixed use_cache use_return_dict
-    """.split()
+    {
+        *("_attn_implementation", "_name_or_path", "architectures", "auto_map", "dtype", "experts_implementation"),
+        *("fsdp_config", "id2label", "label2id", "model_type", "problem_type", "quantization_config", "torch_dtype"),
+        *("transformers_version", "unsloth_fixed", "use_cache", "use_return_dict", "return_dict", "pretraining_tp"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "initializer_range", "ep_size"),
+        *("attention_dropout", "hidden_dropout", "router_jitter_noise", "chunk_size_feed_forward"),
+        *("aux_loss_alpha", "output_router_logits", "router_aux_loss_coef", "seq_aux", "num_nextn_predict_layers"),
+        *("max_position_embeddings", "initial_context_length", "rope_ratio", "is_encoder_decoder"),
+    }
 )
 _MISSING = object()
 

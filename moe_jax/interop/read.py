@@ -42,7 +42,8 @@ def _array(
 ) -> jax.Array:
     pieces: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-    def piece(index: Index) -> np.ndarray:
+    def piece(index: Index | None) -> np.ndarray:
+        assert index is not None
         whole = tuple(slice(*cut.indices(size)) for cut, size in zip(index, shape.shape, strict=True))
         key = tuple((cut.start, cut.stop) for cut in whole)
         if key not in pieces:  # devices along `data` have the same one
@@ -57,7 +58,7 @@ def read_piece(
 ) -> np.ndarray:
     """`index` of one parameter, as `dtype`."""
     stacked = binding.names.ndim
-    names = binding.names[index[:stacked]]
+    names = np.asarray(binding.names[index[:stacked]], object)  # of one tensor NumPy makes a string
     out = np.empty([cut.stop - cut.start for cut in index], dtype)
     inner = index[stacked:]
 

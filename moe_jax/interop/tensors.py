@@ -3,7 +3,7 @@
 import json
 import math
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -27,27 +27,16 @@ DTYPES: Mapping[str, Any] = {
 class Tensor(Protocol):
     """A tensor of a folder: it knows its shape, and what is indexed of it is read."""
 
-    shape: tuple[int, ...]
-    dtype: str  # as safetensors names it
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def dtype(self) -> str:
+        """Its type, as safetensors names it."""
 
     def read(self, first: int | None = None) -> np.ndarray:
         """All of it, or only the entry `first` of its first dimension."""
-
-
-class Tensors(Mapping[str, Tensor]):
-    """Every tensor of a folder by its name."""
-
-    def __init__(self, by_name: Mapping[str, Tensor]):
-        self._by_name = dict(by_name)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._by_name[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._by_name)
-
-    def __len__(self) -> int:
-        return len(self._by_name)
 
 
 class Stored(NamedTuple):

@@ -1,7 +1,7 @@
 """Every family by the `model_type` of its config.json.
 
-Add one in a file of this package: how its config.json reads, the way back, and the table of its weights. Then name it in
-`FAMILIES`, give it a fixture (tests/interop/golden/make.py) and a row in docs/models.md.
+Add one in a file of this package: how its config.json reads, the way back, and the table of its weights. Then name it
+in `FAMILIES`, give it a fixture (tests/interop/golden/make.py) and a row in docs/models.md.
 """
 
 from moe_jax.interop.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3

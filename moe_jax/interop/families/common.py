@@ -193,7 +193,9 @@ def windows(c: Description, layers: int, window: int) -> Fields:
 def write_layer_types(run: RunConfig) -> list[str]:
     """The way back of `windows`."""
     given = run.attention.windows or (run.attention.window,)
-    return ["sliding_attention" if given[layer % len(given)] else "full_attention" for layer in range(run.model.num_layers)]
+    return [
+        "sliding_attention" if given[layer % len(given)] else "full_attention" for layer in range(run.model.num_layers)
+    ]
 
 
 def experts(num_experts: int, top_k: int, d_ff: int, **others: Any) -> Fields:

@@ -58,7 +58,5 @@ def _write_dots(run: RunConfig) -> dict[str, Any]:
 
 TABLE = Table(common.MODEL, (*common.PRE_NORMS, *common.ATTENTION, *NETWORKS, common.CORRECTION))
 # The layers behind the last predict further tokens in training.
-GLM4_MOE = Family(
-    "glm4_moe", "Glm4MoeForCausalLM", _read_glm, _write_glm, TABLE, (r"model\.layers\.{num_layers}\..*",)
-)
+GLM4_MOE = Family("glm4_moe", "Glm4MoeForCausalLM", _read_glm, _write_glm, TABLE, (r"model\.layers\.{num_layers}\..*",))
 DOTS1 = Family("dots1", "Dots1ForCausalLM", _read_dots, _write_dots, TABLE)
