@@ -5,7 +5,7 @@ import math
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -24,6 +24,7 @@ DTYPES: Mapping[str, Any] = {
 }
 
 
+@runtime_checkable
 class Tensor(Protocol):
     """A tensor of a folder: it knows its shape, and what is indexed of it is read."""
 

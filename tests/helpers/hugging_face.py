@@ -11,7 +11,7 @@ BASE = {
     "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
 }  # fmt: skip
 LATENT = {
-    "q_lora_rank": 12, "kv_lora_rank": 10, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
+    "q_lora_rank": 12, "kv_lora_rank": 20, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
     "num_key_value_heads": 4,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "original_max_position_embeddings": 16}
@@ -24,11 +24,11 @@ EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
 ROUTED = EXPERTS | {"n_routed_experts": 8, "n_shared_experts": 2, "first_k_dense_replace": 1}
 # What each family's fixture has beside `BASE`: the oddities of the family, all at once.
 FAMILIES = {
-    "llama": {"rope_parameters": LLAMA3, "head_dim": 6, "num_attention_heads": 6, "hidden_size": 18},
-    "mixtral": {"num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 7},
+    "llama": {"rope_parameters": LLAMA3, "head_dim": 6},
+    "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 3, "sliding_window": 7},
     "olmoe": {"num_experts": 6, "num_experts_per_tok": 3},
-    "flex_olmo": {"num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": True},
-    "qwen2_moe": EXPERTS | {"num_experts": 6, "shared_expert_intermediate_size": 12},
+    "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    "qwen2_moe": EXPERTS | {"num_experts": 6, "shared_expert_intermediate_size": 16},
     "qwen3_moe": EXPERTS
     | {"num_experts": 6, "head_dim": 8, "norm_topk_prob": True, "mlp_only_layers": [0], "tie_word_embeddings": True},
     "deepseek_v2": ROUTED
@@ -55,7 +55,7 @@ FAMILIES = {
         "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
     },
     "granitemoe": {
-        "num_local_experts": 5, "num_experts_per_tok": 2, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
+        "num_local_experts": 4, "num_experts_per_tok": 2, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
         "attention_multiplier": 0.3, "logits_scaling": 2.0, "tie_word_embeddings": True,
     },
 }  # fmt: skip
