@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PyTree
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PyTree
 
 from moe_jax.config.rules import directory, one_of
 from moe_jax.config.schema import MeshConfig, RunConfig
@@ -34,8 +35,8 @@ class LoadedModel:
         self._specs = Variables(replicated, model.specs, replicated)
         self._forward = functools.cache(self._compile)
 
-    def __call__(self, ids: Int[Array, "B L"] | Int[np.ndarray, "B L"]) -> Float[Array, "B L V"]:
-        """The logits of the token behind each position, in float32 (float64 for a float64 model).
+    def __call__(self, ids: ArrayLike) -> Float[Array, "B L V"]:
+        """The logits of the token behind each position of `ids` [B, L], in float32 (float64 for a float64 model).
 
         The vocabulary may be cut over the mesh axis `tensor` and sequences over the others. A new shape of `ids` is
         compiled at its first call. Raises ValueError for what are no vocabulary indices.

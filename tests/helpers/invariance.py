@@ -78,6 +78,23 @@ OTHER_ROUTINGS = {  # in `make test` on one mesh; those of TWO_DISPATCHERS with 
     "hash": {"moe.router": "hash", "moe.top_k": 4, "moe.balance_loss": 0.0, "moe.jitter": 0.0, "moe.z_loss": 0.0},
     "random": {"moe.router": "random", "moe.top_k": 4, "moe.balance_loss": 0.0, "moe.jitter": 0.0, "moe.z_loss": 0.0},
 }  # fmt: skip
+PARTS_OF_MODELS = {  # what imported families are made of, all at once
+    "attention_parts": {
+        "moe.router": "top_k", "moe.top_k": 4, "moe.router_bias": True, "moe.expert_bias": True,
+        "moe.activation": "clamped_swiglu", "attention.bias": True, "attention.out_bias": True,
+        "attention.sinks": True, "attention.windows": (6, 0), "attention.qk_norm": "projection",
+        "attention.rope_scaling": "yarn", "attention.rope_factor": 4.0, "attention.rope_original_length": 8,
+        "model.norm_place": "post", "model.residual_scale": 0.5, "model.embedding_scale": 3.0,
+        "model.logits_scale": 0.5,
+    },
+    "latent": {
+        "moe.router": "sigmoid", "moe.top_k": 4, "moe.balance_bias": True, "moe.num_shared_experts": 1,
+        "moe.shared_gate": True, "model.num_kv_heads": 4, "attention.kind": "latent", "attention.query_rank": 12,
+        "attention.kv_rank": 8, "attention.rope_dim": 2, "attention.value_dim": 6,
+        "attention.rope_interleaved": True,
+    },
+}  # fmt: skip
+OTHER_ROUTINGS |= PARTS_OF_MODELS
 TWO_DISPATCHERS = ("deepseek_v3",)
 ALL_ROUTINGS = ROUTINGS | OTHER_ROUTINGS
 BATCH, LENGTH = 16, 16

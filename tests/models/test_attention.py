@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from softmax import softmax
 
+from moe_jax.config.schema import AttentionConfig
 from moe_jax.models.attention.kernels import xla_attention
 from moe_jax.models.attention.mask import Mask
 from moe_jax.models.attention.rotary import rotate
@@ -38,17 +39,25 @@ def test_documents_do_not_see_each_other(chunk):
         np.testing.assert_allclose(packed[:, start:end], alone, rtol=1e-5, atol=1e-6)
 
 
+def rotated(x, positions, theta):
+    return rotate(x, positions, AttentionConfig(rope_theta=theta))
+
+
 def test_rotation_by_hand():
     x = jnp.ones((1, 3, 1, 4))
     angles = np.outer(np.arange(3), [1, 100.0**-0.5])
     expected = np.concatenate([np.cos(angles) - np.sin(angles), np.cos(angles) + np.sin(angles)], axis=-1)
-    np.testing.assert_allclose(rotate(x, jnp.arange(3), 100.0)[0, :, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(rotated(x, jnp.arange(3), 100.0)[0, :, 0], expected, rtol=1e-6)
 
 
 def test_rotated_scores_depend_on_the_distance_only():
     rng = np.random.default_rng(0)
     q, k = (jnp.broadcast_to(jnp.asarray(rng.normal(size=N), jnp.float32), (1, L, 1, N)) for _ in range(2))
-    scores = np.einsum("qn,kn->qk", rotate(q, jnp.arange(L), 10.0)[0, :, 0], rotate(k, jnp.arange(L), 10.0)[0, :, 0])
+    scores = np.einsum(
+        "qn,kn->qk",
+        rotated(q, jnp.arange(L), 10.0)[0, :, 0],
+        rotated(k, jnp.arange(L), 10.0)[0, :, 0],
+    )
     for distance in range(L - 1):
         np.testing.assert_allclose(np.diagonal(scores, -distance), scores[distance, 0], rtol=1e-4, atol=1e-5)
     assert abs(scores[1, 0] - scores[0, 0]) > 1e-2

@@ -11,7 +11,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.models.attention.mask import Mask
-from moe_jax.models.block import RMSNorm, by_place, in_layer_order
+from moe_jax.models.block import by_place, in_layer_order
+from moe_jax.models.norm import RMSNorm
 from moe_jax.moe.context import Context
 from moe_jax.parallel.mesh import make_mesh
 from moe_jax.parallel.sharding import fan_in_init

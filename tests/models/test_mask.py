@@ -92,9 +92,10 @@ def test_sequences_have_their_own_start_and_keys_their_own_positions():
 
 def test_sequences_turn_by_positions_of_their_own():
     x, positions = jnp.asarray(qkv()[0]), jnp.stack([jnp.arange(L), 7 + jnp.arange(L)])
-    both = rotate(x, positions, 100.0)
+    attention = AttentionConfig(rope_theta=100.0)
+    both = rotate(x, positions, attention)
     for b in range(B):
-        np.testing.assert_allclose(both[b], rotate(x[b : b + 1], positions[b], 100.0)[0], rtol=1e-12)
+        np.testing.assert_allclose(both[b], rotate(x[b : b + 1], positions[b], attention)[0], rtol=1e-12)
 
 
 def make_attention(window=0, chunk=L):

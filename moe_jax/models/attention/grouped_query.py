@@ -68,8 +68,7 @@ class GroupedQueryAttention(nnx.Module):
             cache = cache.write(mask.start, k, v)
             k, v = cache
         sinks = None if self.sinks is None else gather(self.sinks, q.dtype)
-        scale = attention.scale or self.head_dim**-0.5
-        out = KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, scale, sinks)
+        out = KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, attention.scale, sinks)
         out = out.reshape(*x.shape[:2], -1) @ gather(self.out, x.dtype)
         return out if self.out_bias is None else out + once(gather(self.out_bias, x.dtype), TENSOR), cache
 

@@ -22,11 +22,12 @@ def xla_attention(
     v: Float[Array, "B P J W"],
     mask: Mask,
     chunk: int,
-    scale: float,
+    scale: float = 0.0,
     sinks: Float[Array, "H"] | None = None,
 ) -> Float[Array, "B Q H W"]:
     """Plain attention, `chunk` query positions at a time: scores take B * H * chunk * P floats, recomputed in the
-    backward pass. J key-value heads serve H / J query heads each; `scale` multiplies scores, but not sinks.
+    backward pass. J key-value heads serve H / J query heads each. `scale` multiplies scores, but not sinks; if it is 0,
+    1 / sqrt(N) does.
     """
     batch, length, heads, size = q.shape
     grouped = (batch, length, k.shape[2], heads // k.shape[2], size)
@@ -34,7 +35,7 @@ def xla_attention(
     def attend(q: Float[Array, "B Q J R N"], mask: Mask):
         scores = jnp.einsum("bqjrn,bkjn->bjrqk", q, k, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
         seen = mask.seen(q.shape[1], k.shape[1])
-        scores = scores * scale
+        scores = scores * (scale or size**-0.5)
         if seen is not None:
             scores = jnp.where(seen if seen.ndim == 2 else seen[:, None, None], scores, MASKED)
         weights = jax.nn.softmax(scores) if sinks is None else _softmax_with_sinks(scores, sinks.reshape(grouped[2:4]))
@@ -68,14 +69,14 @@ def _softmax_with_sinks(scores: Float[Array, "B J R Q P"], sinks: Float[Array, "
     return exponentials / (jnp.sum(exponentials, axis=-1, keepdims=True) + jnp.exp(sinks - highest))
 
 
-def cudnn_attention(q, k, v, mask, chunk, scale, sinks):
+def cudnn_attention(q, k, v, mask, chunk, scale=0.0, sinks=None):
     """cuDNN's fused attention over whole sequences (bfloat16, NVIDIA only); `check_cudnn` says what it cannot do."""
     window = (mask.window - 1, 0) if mask.window else None
     size = v.shape[-1]
     if size < q.shape[-1]:  # the kernel wants one size for all
         v = jnp.pad(v, ((0, 0),) * 3 + ((0, q.shape[-1] - size),))
     return jax.nn.dot_product_attention(
-        q, k, v, scale=scale, is_causal=mask.causal, local_window_size=window, implementation="cudnn"
+        q, k, v, scale=scale or None, is_causal=mask.causal, local_window_size=window, implementation="cudnn"
     )[..., :size]
 
 

@@ -75,8 +75,7 @@ class LatentAttention(nnx.Module):
         if cache is not None:
             cache = cache.write(mask.start, k, v)
             k, v = cache
-        scale = attention.scale or q.shape[-1] ** -0.5
-        out = KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, scale, None)
+        out = KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, attention.scale)
         return out.reshape(*x.shape[:2], -1) @ gather(self.out, x.dtype), cache
 
     def _queries(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H N"]:
