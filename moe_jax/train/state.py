@@ -15,7 +15,7 @@ from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import RunConfig
 from moe_jax.moe.bias_updates import BalanceBias
 from moe_jax.moe.router import columns
-from moe_jax.parallel.sharding import shardings, weight_specs
+from moe_jax.parallel.sharding import Axes, shardings, weight_specs
 from moe_jax.tasks.task import Task
 
 
@@ -68,7 +68,7 @@ def build_model(task: Task, mesh: Mesh) -> Model:
     specs = weight_specs(mesh, weights)
     place = lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding)
     is_variable = lambda node: isinstance(node, nnx.Variable)
-    decayed = jax.tree.map(lambda weight: len(weight.axes) > 1, weights, is_leaf=is_variable)
+    decayed = jax.tree.map(lambda weight: _is_matrix(weight.axes), weights, is_leaf=is_variable)
     replicated = NamedSharding(mesh, PartitionSpec())
     window = tuple(
         jax.ShapeDtypeStruct((part.num_moe_layers, columns(part.moe)), jnp.float32, sharding=replicated)
@@ -82,6 +82,11 @@ def build_model(task: Task, mesh: Mesh) -> Model:
         decayed=_as_dict(decayed),
         window=window,
     )
+
+
+def _is_matrix(axes: Axes) -> bool:
+    """Whether a weight, or each expert's part of it, has two dimensions, so that it is no bias and no scale."""
+    return sum(axis != "expert" for axis in axes) > 1
 
 
 def num_params(model: Model) -> int:

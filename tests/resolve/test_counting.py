@@ -38,13 +38,16 @@ def real_counts(run):
         looked_up = names[0] == "embedding" and not run.model.tie_embeddings
         times = 3 if names[-1] == "phi" else 1  # phi: for its logits, into slots, and out
         products += 0 if looked_up or not is_matrix else size * times
-    scores = 2 * run.data.sequence_length * run.model.num_heads * run.model.head_dim * run.model.num_layers
+    attention, head_dim = run.attention, run.model.head_dim
+    sizes = {"grouped_query": 2 * head_dim, "latent": head_dim + attention.rope_dim + (attention.value_dim or head_dim)}
+    scores = run.data.sequence_length * run.model.num_heads * sizes[attention.kind] * run.model.num_layers
     return total, active, embedding, 6 * (products + scores)
 
 
 MOE = {"moe.num_experts": 4, "moe.router": "top_k", "moe.top_k": 3}
 EXPERT_CHOICE = {"moe.num_experts": 4, "moe.router": "expert_choice", "moe.top_k": 2, "moe.balance_loss": 0.0}
 SOFT = {**EXPERT_CHOICE, "moe.router": "soft"}
+LATENT = {"attention.kind": "latent", "attention.kv_rank": 8, "attention.rope_dim": 2}
 SHAPES = {
     "dense": {},
     "dense gated": {"model.activation": "swiglu"},
@@ -67,6 +70,8 @@ SHAPES = {
         "attention.qk_norm": "projection",
     },
     "norm of heads": {**MOE, "attention.qk_norm": "head", "model.num_kv_heads": 2},
+    "latent attention": {**MOE, **LATENT},
+    "latent attention, compressed queries": {**MOE, **LATENT, "attention.query_rank": 12, "attention.value_dim": 6},
     "biases and a gate": {
         **MOE,
         "moe.expert_bias": True,

@@ -12,6 +12,7 @@ def mesh(**sizes):
 
 BY_ROUTER = {**MOE, "moe.router": "top_k", "moe.top_k": 2, "moe.router_by_layer": ("noisy_top_k", "top_k")}
 GROUPS = {**MOE, "moe.router": "top_k", "moe.top_k": 2, "moe.expert_groups": 2, "moe.top_groups": 1}
+LATENT = {"attention.kind": "latent", "attention.kv_rank": 8, "attention.rope_dim": 4}
 IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); on 8 devices if a mesh is among them
     # model
     ({"model.num_heads": 3}, "model.d_model=64 is not a multiple of model.num_heads=3: use model.d_model=63 or 66, or"),
@@ -33,7 +34,46 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
         {"data.sequence_length": 768, "moe.group_size": 768},
         "data.sequence_length=768 is not a multiple of model.loss_chunk=512: use data.sequence_length=512 or 1024, or",
     ),
+    (
+        {"attention.rope_fraction": 0.35},
+        "model.head_dim=16 with attention.rope_fraction=0.35 turns 5 dimensions: ... even",
+    ),
+    ({"attention.rope_fraction": 1.5}, "attention.rope_fraction=1.5 is outside [0, 1]: choose"),
+    (
+        {"attention.window": 4, "attention.windows": (4, 0)},
+        "attention.window=4 beside attention.windows=(4, 0): give one",
+    ),
+    (
+        {"attention.rope_factor": 8.0},
+        "attention.rope_factor=8.0 has no effect with attention.rope_scaling='': ... yarn",
+    ),
+    (
+        {"attention.rope_scaling": "linear", "attention.rope_beta_fast": 9.0},
+        "attention.rope_beta_fast=9.0 has no effect with attention.rope_scaling='linear': leave it ... of yarn",
+    ),
+    ({"attention.rope_scaling": "yarn"}, "attention.rope_original_length=0 must be positive: give"),
+    (
+        {"attention.rope_scaling": "yarn", "attention.rope_original_length": 8, "attention.rope_beta_slow": 32.0},
+        "attention.rope_beta_slow=32.0 is not below attention.rope_beta_fast=32.0: lower it",
+    ),
+    ({"attention.kv_rank": 8}, "attention.kv_rank=8 has no effect with attention.kind='grouped_query': leave it at 0"),
+    ({"attention.kind": "latent"}, "attention.kv_rank=0 must be positive: give"),
+    ({**LATENT, "attention.rope_dim": 3}, "attention.rope_dim=3 is odd: ... use an even size"),
+    (
+        {**LATENT, "model.num_kv_heads": 2},
+        "model.num_kv_heads=2 with attention.kind='latent', ... model.num_kv_heads=4",
+    ),
+    ({**LATENT, "attention.rope_fraction": 0.5}, "attention.rope_fraction=0.5 with attention.kind='latent', ... at 1"),
+    (
+        {**LATENT, "attention.sinks": True},
+        "attention.sinks=True with attention.kind='latent', which has none: leave it at",
+    ),
+    (
+        {"attention.kernel": "cudnn", "model.dtype": "bfloat16", "attention.sinks": True},
+        "attention.sinks=True with attention.kernel='cudnn', which has none: use 'xla'",
+    ),
     # moe
+    ({**MOE, "moe.shared_gate": True}, "moe.shared_gate=True with moe.num_shared_experts=0, ...: set"),
     ({**MOE, "moe.router": "top_k", "moe.top_k": 5}, "moe.top_k=5 is more than moe.num_experts=4: ... lower moe.top_k"),
     ({**MOE, "moe.top_k": 2}, "moe.top_k=2 with moe.router='switch', which is top-1: set moe.top_k=1, or use moe"),
     ({**MOE, "moe.router": "gshard"}, "moe.top_k=1 with moe.router='gshard', which is top-2: set moe.top_k=2, or"),

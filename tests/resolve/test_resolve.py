@@ -15,6 +15,8 @@ SECTIONS = sorted({name.split(".")[0] for name in DEFAULTS if "." in name})
 # 0 has a meaning of its own, or is an amount.
 ZERO_ALLOWED = {
     *("seed", "model.head_dim", "moe.num_experts", "moe.first_dense", "moe.d_ff", "moe.num_shared_experts"),
+    *("attention.scale", "attention.rope_original_length", "attention.rope_attention_factor"),
+    *("attention.query_rank", "attention.kv_rank", "attention.rope_dim", "attention.value_dim"),
     *("attention.window", "moe.penalty_loss", "moe.entropy_loss", "moe.target_experts"),
     *("data.max_bytes", "train.warmup_steps", "train.decay_steps", "eval.every", "eval.batches"),
     *("moe.second_threshold", "moe.jitter", "moe.expert_dropout", "moe.balance_loss", "moe.z_loss"),
@@ -24,13 +26,16 @@ ZERO_ALLOWED = {
     *("train.b1", "train.b2", "train.weight_decay", "train.clip_norm"),
 }
 CHOICES = {
-    "model.activation": "relu, gelu, swiglu, geglu",
+    "model.activation": "relu, gelu, swiglu, geglu, clamped_swiglu",
+    "model.norm_place": "pre, post",
     "task": "text",
-    "attention.kind": "grouped_query",
+    "attention.kind": "grouped_query, latent",
+    "attention.qk_norm": "'', head, projection",
+    "attention.rope_scaling": "'', linear, llama3, yarn",
     "attention.kernel": "xla, cudnn",
     "model.dtype": "float32, bfloat16, float64",
     "model.remat": "none, full, save_exchange",
-    "moe.activation": "relu, gelu, swiglu, geglu",
+    "moe.activation": "relu, gelu, swiglu, geglu, clamped_swiglu",
     "moe.router": "switch, gshard, top_k, sigmoid, noisy_top_k, sinkhorn, hash, random, expert_choice, soft",
     "moe.router_dtype": "float32, bfloat16",
     "moe.group_score": "max, top2",
@@ -51,6 +56,7 @@ CHOICES = {
 # Names of things outside; the first has a grammar.
 FREE_TEXT = {"data.source", "data.text_field", "data.end_of_document", "data.cache_dir"}
 LISTS = {  # a list that cannot be, and how it is refused
+    "attention.windows": ((0, -1), r"\[1\]=-1 is negative"),
     "moe.num_experts_by_layer": ((4,), "has 1 entries for 2 MoE layers"),
     "moe.top_k_by_layer": ((1, 0), r"\[1\]=0 must be positive"),
     "moe.capacity_factor_by_layer": ((1.25, -1.0), r"\[1\]=-1.0 must be positive"),

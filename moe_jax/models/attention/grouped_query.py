@@ -88,6 +88,8 @@ class GroupedQueryAttention(nnx.Module):
         model, attention = run.model, run.attention
         divides("model.num_kv_heads", model.num_kv_heads, "model.num_heads", model.num_heads)
         size = turned(model.head_dim, attention)
+        if attention.rope_fraction == 1 and size % 2:
+            raise ConfigError(f"model.head_dim={size} is odd: rotary positions turn pairs, use an even size")
         if size % 2 or not size:
             raise ConfigError(
                 f"model.head_dim={model.head_dim} with attention.rope_fraction={attention.rope_fraction} turns {size} "
