@@ -2,6 +2,7 @@
 
 VENV := .venv
 VENV_AOT := .venv-aot
+VENV_PEERS := .venv-peers
 BIN := $(VENV)/bin
 CANDIDATES := python3.13 python3.12 python3.11 \
   $(shell ls -d $(HOME)/.pyenv/versions/3.1[123]*/bin/python3 2>/dev/null | sort -Vr) python3
@@ -12,7 +13,7 @@ NEWEST = $(shell for p in $(CANDIDATES); do \
 PYTHON ?= $(NEWEST)
 RUNS := runs
 
-.PHONY: venv venv-aot quickstart test test-slow soak test-gpu test-aot lint docs benchmark compare tensorboard clean
+.PHONY: venv venv-aot venv-peers quickstart test test-slow soak test-gpu test-aot test-peers lint docs benchmark compare tensorboard clean
 
 venv: $(VENV)/.installed
 
@@ -55,6 +56,18 @@ $(VENV_AOT)/.installed: setup.py pyproject.toml
 test-aot: venv-aot
 	$(VENV_AOT)/bin/python -m pytest -m aot
 
+# With torch and transformers, on the CPU: logits, gradients and expert choices of theirs against ours.
+venv-peers: $(VENV_PEERS)/.installed
+
+$(VENV_PEERS)/.installed: setup.py pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.13 was found: install one, or give PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV_PEERS)
+	$(VENV_PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,peers]'
+	touch $@
+
+test-peers: venv-peers
+	$(VENV_PEERS)/bin/python -m pytest -m peers
+
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -79,4 +92,4 @@ tensorboard: venv
 	$(BIN)/tensorboard --logdir=$(RUNS)
 
 clean:
-	rm -rf $(VENV) $(VENV_AOT) *.egg-info
+	rm -rf $(VENV) $(VENV_AOT) $(VENV_PEERS) *.egg-info

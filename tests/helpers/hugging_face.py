@@ -77,16 +77,46 @@ def make_model(family, seed=0, **fields):
     return model
 
 
+def float64_twin(model):
+    """A copy in float64; call it under `in_float64`."""
+    twin = type(model)(model.config).eval().double()
+    state = {name: value.double() for name, value in model.state_dict().items()}
+    twin.load_state_dict(state, strict=True)
+    for (name, buffer), (_, own) in zip(twin.named_buffers(), model.named_buffers(), strict=True):
+        if "correction_bias" in name:
+            buffer.copy_(own.double())
+    return twin
+
+
 def float64_logits(model, ids):
     """Logits of tokens [B, L] by the model's own code in float64: also where it asks for float32."""
     with in_float64(), torch.no_grad():
-        twin = type(model)(model.config).eval().double()
-        state = {name: value.double() for name, value in model.state_dict().items()}
-        twin.load_state_dict(state, strict=True)
-        for (name, buffer), (_, own) in zip(twin.named_buffers(), model.named_buffers(), strict=True):
-            if "correction_bias" in name:
-                buffer.copy_(own.double())
-        return twin(torch.as_tensor(np.asarray(ids))).logits.numpy()
+        return float64_twin(model)(torch.as_tensor(np.asarray(ids))).logits.numpy()
+
+
+def float64_choices(model, ids):
+    """What experts each MoE layer sends the tokens [B, L] to: sorted, as [B * L, K]."""
+    chosen = []
+    with in_float64(), torch.no_grad():
+        twin = float64_twin(model)
+        for name, module in twin.named_modules():
+            if name.endswith(".experts"):
+                module.register_forward_pre_hook(lambda _, arguments: chosen.append(arguments[1]))
+        twin(torch.as_tensor(np.asarray(ids)))
+    return [np.sort(experts.reshape(ids.size, -1).numpy(), axis=-1) for experts in chosen]
+
+
+def save_gradients(model, ids, targets, folder):
+    """Writes gradients of the summed cross-entropy of `targets` [B, L], in float64, as a checkpoint of the model."""
+    with in_float64():
+        with torch.no_grad():
+            twin = float64_twin(model)
+        logits = twin(torch.as_tensor(ids)).logits.flatten(0, 1)
+        torch.nn.functional.cross_entropy(logits, torch.as_tensor(targets).flatten(), reduction="sum").backward()
+        with torch.no_grad():
+            for value in twin.parameters():
+                value.copy_(value.grad)
+        twin.save_pretrained(folder)
 
 
 @contextlib.contextmanager

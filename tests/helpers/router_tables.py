@@ -31,6 +31,7 @@ LOOPS = {  # moe, train
     "sigmoid": (config("sigmoid", 1), True),
     "sigmoid, null experts": (config("sigmoid", 3, null_experts=2), True),
     "DeepSeek-V3": (config("sigmoid", 3, **DEEPSEEK_V3), True),
+    "DeepSeek-V3, kept bias": (config("sigmoid", 3, **{**DEEPSEEK_V3, "bias_rate": 0.0, "balance_bias": True}), True),
     "DeepSeek-V3, best of a group": (config("sigmoid", 3, **{**DEEPSEEK_V3, "group_score": "max"}), True),
     "top-p": (config("top_p", 4, top_p=0.5), True),
     "Llama 4": (config("llama4", 1), True),
