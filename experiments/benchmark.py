@@ -7,6 +7,7 @@ routers: the whole layer with every file of configs/routers/, its losses include
 parallel: eight fake devices against one on the same work, and more experts at the same work; start it with
 XLA_FLAGS=--xla_force_host_platform_device_count=8 in the environment.
 data: tokens a second of the loader, and the speed of tokenizing over that of the library `tokenizers`.
+import: bytes a second from a Hugging Face folder to weights, over reading its files with the library `safetensors`.
 
 Writes WORKDIR/benchmark_SUITE.json.
 """
@@ -14,10 +15,16 @@ Writes WORKDIR/benchmark_SUITE.json.
 from absl import flags
 
 from moe_jax import cli
-from moe_jax.benchmarks import data, layer, parallel, routers
+from moe_jax.benchmarks import data, importing, layer, parallel, routers
 from moe_jax.journal.workdir import make_writable, write_json
 
-SUITES = {"data": data.run, "layer": layer.run, "parallel": parallel.run, "routers": routers.run}
+SUITES = {
+    "data": data.run,
+    "import": importing.run,
+    "layer": layer.run,
+    "parallel": parallel.run,
+    "routers": routers.run,
+}
 SUITE = flags.DEFINE_enum("suite", "layer", sorted(SUITES), "What to measure.")
 REPEATS = flags.DEFINE_integer("repeats", 21, "Timed turns of each candidate.", lower_bound=1)
 

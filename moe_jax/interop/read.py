@@ -14,7 +14,8 @@ from moe_jax.data.progress import progress
 from moe_jax.interop.table import Binding, Layout
 from moe_jax.interop.tensors import Tensor
 
-TILE = 128  # side of the squares that a matrix is turned in: two of them lie in the processor's cache
+TILE, PADDING = 256, 16  # side of the squares that a matrix is turned in; padding keeps rows out of one cache set
+ALIGNMENT = 64  # bytes; from there on XLA's CPU takes an array as its own, without a copy
 THREADS = 4
 Index = tuple[slice, ...]
 
@@ -59,7 +60,7 @@ def read_piece(
     """`index` of one parameter, as `dtype`."""
     stacked = binding.names.ndim
     names = np.asarray(binding.names[index[:stacked]], object)  # of one tensor NumPy makes a string
-    out = np.empty([cut.stop - cut.start for cut in index], dtype)
+    out = _aligned([cut.stop - cut.start for cut in index], dtype)
     inner = index[stacked:]
 
     def fill(place: tuple[int, ...]) -> None:
@@ -84,9 +85,12 @@ def copy_to(out: np.ndarray, values: np.ndarray) -> None:
         _copy(out, values)
         return
     rows, columns = values.shape
+    buffer = np.empty((TILE, TILE + PADDING), values.dtype)
     for i, j in itertools.product(range(0, rows, TILE), range(0, columns, TILE)):
-        square = slice(i, i + TILE), slice(j, j + TILE)
-        _copy(out[square], values[square])
+        square = values[i : i + TILE, j : j + TILE].T  # as it lies in memory
+        near = buffer[: square.shape[0], : square.shape[1]]
+        near[...] = square
+        _copy(out[i : i + TILE, j : j + TILE], near.T)
 
 
 def _copy(out: np.ndarray, values: np.ndarray) -> None:
@@ -95,6 +99,13 @@ def _copy(out: np.ndarray, values: np.ndarray) -> None:
         out.view(np.uint32)[...] = bits << 16
     else:
         out[...] = values
+
+
+def _aligned(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array that was not written yet."""
+    raw = np.empty(num_bytes(shape, dtype) + ALIGNMENT, np.uint8)
+    first = -raw.ctypes.data % ALIGNMENT
+    return raw[first : first + num_bytes(shape, dtype)].view(dtype).reshape(shape)
 
 
 def num_bytes(shape: Sequence[int], dtype: Any) -> int:

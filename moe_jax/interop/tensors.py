@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from moe_jax.config.rules import ConfigError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+KEPT_BYTES = 1 << 27  # of a file that stay in this process's memory after they were read
 DTYPES: Mapping[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -136,15 +137,15 @@ class _File:
     def __init__(self, path: Path):
         self.path = path
         self._map: mmap.mmap | None = None
+        self._kept = 0  # bytes that were read since pages were last handed back
 
     def read(self, begin: int, end: int) -> np.ndarray:
-        """The bytes from `begin` to `end`, as a view that the next `read` may have to fetch anew."""
+        """The bytes from `begin` to `end`, as a view whose pages may have to be fetched again after the next `read`."""
         if self._map is None:
             with self.path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if self._kept > KEPT_BYTES:
+            self._map.madvise(mmap.MADV_DONTNEED)  # the map is read-only, so that nothing can be lost
+            self._kept = 0
+        self._kept += end - begin
         return np.frombuffer(self._map, np.uint8, end - begin, begin)
-
-    def forget(self) -> None:
-        """Lets the system take back the memory of pages that were read."""
-        if self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
