@@ -257,6 +257,19 @@ NOT_IDENTITY = frozenset(
 )
 
 
+# Of the fields of model, attention and moe those that say how a model is trained, and not what it computes.
+OF_TRAINING = frozenset(
+    {
+        *("model.dtype", "model.init_scale"),
+        *("moe.expert_dropout", "moe.temperature", "moe.final_temperature", "moe.jitter", "moe.exchange_dtype"),
+        *("moe.capacity_factor", "moe.capacity_factor_by_layer", "moe.group_size", "moe.drop_order"),
+        *("moe.balance_loss", "moe.balance_scope", "moe.importance_loss", "moe.load_loss", "moe.z_loss"),
+        *("moe.entropy_loss", "moe.penalty", "moe.penalty_loss"),
+        *("moe.bias_rate", "moe.bias_update", "moe.bias_steps", "moe.target_experts"),
+    }
+)
+
+
 def default_config() -> ml_collections.ConfigDict:
     """The defaults above as an ml_collections config: assign to it; a field that does not exist is an error."""
     return ml_collections.ConfigDict(dataclasses.asdict(RunConfig()))
@@ -283,3 +296,9 @@ def identity(config: RunConfig) -> dict[str, object]:
     """The fields that define what is trained, flattened."""
     trained = ("seed", "task", "model.", "attention.", "moe.", "data.", "train.")
     return {k: v for k, v in flatten(config).items() if k.startswith(trained) and k not in NOT_IDENTITY}
+
+
+def architecture(config: RunConfig) -> dict[str, object]:
+    """The fields that define what a model computes with given weights, flattened."""
+    of_model = ("task", "model.", "attention.", "moe.")
+    return {k: v for k, v in identity(config).items() if k.startswith(of_model) and k not in OF_TRAINING}

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.config.rules import ConfigError, MachineError
-from moe_jax.config.schema import RunConfig, flatten, identity
+from moe_jax.config.schema import RunConfig, architecture, flatten, identity
 from moe_jax.files.lock import locked
 from moe_jax.journal.reading import CONFIG, FORMAT_FIELD, METRICS, SUMMARY, read_config, read_summary
 from moe_jax.tasks.results import DATA
 
 LOCK = "train.lock"
 FOLDERS = ("checkpoints", "tensorboard", "tensorboard/hparams")  # that every run writes to
+ORIGIN = "origin"  # in config.json and summary.json: where the weights came from that a run began with
 FORMAT = 2  # to be raised whenever checkpoints get other names; a config.json that has none is of format 1
 
 
@@ -122,7 +123,21 @@ def claim(workdir: Path, run: RunConfig, sha256: str) -> None:
     It is called once the run can start, so that a mistyped data.source, say, can be corrected without another work
     directory.
     """
-    write_json(workdir / CONFIG, {FORMAT_FIELD: FORMAT, **flatten(run), DATA: sha256})
+    write_json(workdir / CONFIG, {FORMAT_FIELD: FORMAT, **flatten(run), **origin(workdir), DATA: sha256})
+
+
+def claim_for_weights(workdir: Path, run: RunConfig, origin: str) -> None:
+    """Makes `workdir`, which has a checkpoint 0 of weights from `origin`, the home of any run of the same model.
+
+    The first training that starts there claims it for itself.
+    """
+    write_json(workdir / CONFIG, {FORMAT_FIELD: FORMAT, **flatten(run), ORIGIN: origin})
+
+
+def origin(workdir: Path) -> dict[str, str]:
+    """{"origin": where the weights came from that the run began with}, or {} for a run that drew them."""
+    written = _read_config(workdir).get(ORIGIN) if (workdir / CONFIG).exists() else None
+    return {} if written is None else {ORIGIN: written}
 
 
 def write_summary(workdir: Path, content: Mapping[str, Any]) -> None:
@@ -155,19 +170,22 @@ def _finite(value: Any) -> Any:
 
 
 def check_identity(workdir: Path, run: RunConfig) -> None:
-    """Raises ConfigError unless `workdir` holds a run that trains the same thing as `run`."""
+    """Raises ConfigError unless `workdir` holds a run that trains the same thing as `run`, or weights of its model."""
     if not (workdir / CONFIG).exists():
         raise ConfigError(f"--workdir={workdir} holds no run ({CONFIG} is missing): train one there first")
     before = _read_config(workdir)
     _check_format(workdir, before.get(FORMAT_FIELD, 1))
-    now = json.loads(json.dumps(identity(run)))  # tuples as lists, as they come back from the file
+    untrained = ORIGIN in before and DATA not in before
+    fields = architecture if untrained else identity
+    now = json.loads(json.dumps(fields(run)))  # tuples as lists, as they come back from the file
     # A field that the file lacks is younger than the run: its default means what the code did before it was there.
-    before = json.loads(json.dumps(identity(RunConfig()))) | before
+    before = json.loads(json.dumps(fields(RunConfig()))) | before
     differing = [f"{name} was {before[name]!r}, is {value!r}" for name, value in now.items() if before[name] != value]
     if differing:
+        held = f"weights of another model, from {before[ORIGIN]}" if untrained else "another run"
         raise ConfigError(
-            f"--workdir={workdir} holds another run ({'; '.join(differing)}): choose another directory, or set the "
-            "fields back"
+            f"--workdir={workdir} holds {held} ({'; '.join(differing)}): choose another directory, or set the fields "
+            "back"
         )
 
 

@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +22,11 @@ from moe_jax.config.schema import CheckpointConfig
 from moe_jax.files.digests import damage, has_digests, write_digests
 from moe_jax.journal.reading import FORMAT_FIELD
 from moe_jax.journal.workdir import FORMAT
-from moe_jax.train.state import TrainState
+from moe_jax.train.state import TrainState, Variables
 
 args = ocp.args
 DRAFT = "orbax-checkpoint-tmp"  # what the name of a checkpoint that is not whole yet contains
+WEIGHTS_ONLY = "weights_only"  # in the data of a checkpoint that has no more
 RESTARTS = 10  # of a restore beside a run that keeps removing its older checkpoints
 OS_ERROR = re.compile(r"(?:os_error_code='|OS error )(\d+)")  # how TensorStore words a failure of the system
 
@@ -41,8 +42,9 @@ class HostState(NamedTuple):
 class Restored(NamedTuple):
     """What a checkpoint holds."""
 
-    state: TrainState
+    state: TrainState  # of a checkpoint of weights alone the rest is left as shapes
     host: HostState
+    weights_only: bool = False
 
 
 class Checkpoints:
@@ -94,12 +96,22 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step():
             return
-        data = {FORMAT_FIELD: FORMAT, **host._asdict()}
+        self._begin(step, state._asdict(), host._asdict())
+
+    def save_weights(self, weights: Variables) -> None:
+        """Writes the weights that a run begins with, and waits until they are there.
+
+        A run that restores them draws what else its state needs. Raises MachineError, in one line, where the system
+        refuses.
+        """
+        self._begin(int(weights.step), weights._asdict(), HostState(position=0)._asdict() | {WEIGHTS_ONLY: True})
+        self.wait()
+
+    def _begin(self, step: int, state: dict[str, Any], data: dict[str, Any]) -> None:
+        stored = args.JsonSave({FORMAT_FIELD: FORMAT, **data})
         with self._failures(step):
             self._saving = step
-            self._manager.save(
-                step, args=args.Composite(state=args.StandardSave(state._asdict()), data=args.JsonSave(data))
-            )
+            self._manager.save(step, args=args.Composite(state=args.StandardSave(state), data=stored))
 
     def poll(self) -> None:
         """Warns where what was begun has failed meanwhile. It never waits."""
@@ -122,15 +134,24 @@ class Checkpoints:
     def restore(self, shapes: TrainState) -> Restored | None:
         """The newest state that is as it was written, in the shardings of `shapes`; None without any checkpoint.
 
+        Of a checkpoint of weights alone, what it lacks stays as in `shapes`.
+
         Where a checkpoint is damaged, a warning says so and the one before it is tried. If that one is good, a run that
         writes here renames the other to STEP.damaged. Raises ValueError when none of those there can be read; they stay
         as they are, since it may not be their fault.
         """
+        return self._newest(lambda step: self._read(step, shapes))
+
+    def restore_weights(self, shapes: Variables) -> Variables | None:
+        """Like `restore`, but only what a forward pass reads: of the optimiser's state nothing is read."""
+        return self._newest(lambda step: self._read_weights(step, shapes))
+
+    def _newest(self, read: Callable[[int], Any]) -> Any:
         for _ in range(RESTARTS):
             steps = sorted(self._manager.all_steps(), reverse=True)
             for tried, step in enumerate(steps):
-                restored = self._try(step, shapes)
-                if isinstance(restored, Restored):
+                restored = self._try(step, read)
+                if not isinstance(restored, str):
                     self._set_aside(steps[:tried])
                     return restored
                 if not (self._directory / str(step)).exists():  # the run that writes here has just removed it
@@ -148,26 +169,47 @@ class Checkpoints:
             )
         return None
 
-    def _try(self, step: int, shapes: TrainState) -> Restored | str:
+    def _try(self, step: int, read: Callable[[int], Any]) -> Any:
         """The checkpoint, or in one phrase why it cannot be read."""
         directory = self._directory / str(step)
         try:
             reason = damage(directory) if has_digests(directory) else None
-            return reason or self._read(step, shapes)
+            return reason or read(step)
         except Exception as error:
             return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
     def _read(self, step: int, shapes: TrainState) -> Restored:
-        items: dict[str, Any] = {"state": args.StandardRestore(shapes._asdict())}
+        data = self._read_data(step)
+        if not data.pop(WEIGHTS_ONLY, False):
+            return Restored(TrainState(**self._read_state(step, shapes._asdict())), HostState(**data))
+        weights = self._read_state(step, shapes.variables._asdict(), some=True)
+        return Restored(shapes._replace(**weights), HostState(**data), weights_only=True)
+
+    def _read_weights(self, step: int, shapes: Variables) -> Variables:
+        self._read_data(step)
+        return Variables(**self._read_state(step, shapes._asdict()))
+
+    def _read_data(self, step: int) -> dict[str, Any]:
         # Before digests were written, Grain kept the position in its own form. It is the step: each takes one batch.
-        if has_digests(self._directory / str(step)):
-            items["data"] = args.JsonRestore()
-        restored = self._manager.restore(step, args=args.Composite(**items))
-        data = restored["data"] if "data" in items else {FORMAT_FIELD: FORMAT, "position": step}
+        if not has_digests(self._directory / str(step)):
+            return {"position": step}
+        data = self._manager.restore(step, args=args.Composite(data=args.JsonRestore()))["data"]
         written = data.pop(FORMAT_FIELD)
         if written != FORMAT:
             raise ValueError(f"it has format {written}, this release reads {FORMAT}")
-        return Restored(TrainState(**restored["state"]), HostState(**data))
+        return data
+
+    def _read_state(self, step: int, shapes: dict[str, Any], some: bool = False) -> dict[str, Any]:
+        """The arrays of `shapes`. Raises ValueError where one is missing; with `some` it stays a shape."""
+        wanted = args.PyTreeRestore(
+            shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes), partial_restore=True
+        )
+        state = self._manager.restore(step, args=args.Composite(state=wanted))["state"]
+        leaves = jax.tree_util.tree_leaves_with_path(state)
+        missing = [jax.tree_util.keystr(path) for path, leaf in leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
+        if missing and not some:
+            raise ValueError(f"it lacks {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else ""))
+        return state
 
     def _set_aside(self, damaged: Sequence[int]) -> None:
         if not damaged or self._config is None:

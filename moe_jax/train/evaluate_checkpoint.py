@@ -21,14 +21,14 @@ def evaluate_checkpoint(run: RunConfig, workdir: Path) -> None:
     setup = set_up(run)
     records.check_data(workdir, setup.data.sha256)
     with Checkpoints(workdir) as checkpoints:
-        restored = checkpoints.restore(setup.shapes)
-    if restored is None:
+        weights = checkpoints.restore_weights(setup.shapes.variables)
+    if weights is None:
         raise ConfigError(
             f"--workdir={workdir} has no checkpoint yet: train until checkpoint.every={run.checkpoint.every}"
         )
-    step = int(restored.state.step)
+    step = int(weights.step)
     logging.info("Evaluating step %d on all held-out data", step)
-    evaluation = setup.evaluate(setup.compile_eval_step(), restored.state.variables, batches=0)
+    evaluation = setup.evaluate(setup.compile_eval_step(), weights, batches=0)
     records.write_json(
         workdir / "eval.json",
         {"step": step, **evaluation.as_dict(), **setup.data.baselines(), DATA: setup.data.sha256},

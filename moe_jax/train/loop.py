@@ -58,6 +58,10 @@ def _train(run: RunConfig, workdir: Path, home: records.Home) -> int:
         restored = checkpoints.restore(setup.shapes)
         if restored is None:
             restored = Restored(init_state(setup.task, setup.shapes, setup.optimizer), HostState(position=0))
+        elif restored.weights_only:
+            given = restored.state.variables
+            restored = Restored(init_state(setup.task, setup.shapes, setup.optimizer, given), restored.host)
+            logging.info("Begins with the weights that %s holds: %s", workdir, records.origin(workdir)[records.ORIGIN])
         else:
             batches.seek(restored.host.position)
             logging.info("Resumed at step %d", restored.state.step)
@@ -207,7 +211,7 @@ class _Loop:
         results = summarize(measured, self.last, self.run.task)
         self.writer.finish("success", {name: results[name] for name in hparams_metrics(self.run.task)})
         if jax.process_index() == 0:
-            records.write_summary(self.workdir, results)
+            records.write_summary(self.workdir, results | records.origin(self.workdir))
 
 
 def _due(step: int, every: int) -> bool:

@@ -119,17 +119,30 @@ def state_shapes(model: Model, optimizer: optax.GradientTransformation, mesh: Me
     return TrainState(number(jnp.int32), number(jnp.uint32), model.shapes, model.balance_bias, opt_state, window)
 
 
-def init_state(task: Task, shapes: TrainState, optimizer: optax.GradientTransformation) -> TrainState:
-    """Draws the weights, each device its own part, from `seed` alone: on any mesh the same up to rounding."""
+def init_state(
+    task: Task, shapes: TrainState, optimizer: optax.GradientTransformation, given: Variables | None = None
+) -> TrainState:
+    """Draws the weights, each device its own part, from `seed` alone: on any mesh the same up to rounding.
 
-    def create(seed: Array) -> TrainState:
+    Those that are arrays in `given` are taken from there, while shapes in there are drawn too.
+    """
+    there = [] if given is None else jax.tree.leaves((given.params, given.balance_bias))
+    is_given = [isinstance(leaf, jax.Array) for leaf in there]
+
+    def create(seed: Array, arrays: list[Array]) -> TrainState:
         model = task.build(nnx.Rngs(params=jax.random.key(seed)))
-        params, biases = (_as_dict(nnx.state(model, kind)) for kind in (nnx.Param, BalanceBias))
+        drawn = tuple(_as_dict(nnx.state(model, kind)) for kind in (nnx.Param, BalanceBias))
+        leaves, structure = jax.tree.flatten(drawn)
+        remaining = iter(arrays)
+        if is_given:
+            leaves = [next(remaining) if given else leaf for leaf, given in zip(leaves, is_given, strict=True)]
+        params, biases = jax.tree.unflatten(structure, leaves)
         window = jax.tree.map(lambda counts: jnp.zeros(counts.shape, counts.dtype), shapes.window)
         return TrainState(jnp.zeros((), jnp.int32), seed, params, biases, optimizer.init(params), window)
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, shapes)
-    return jax.jit(create, out_shardings=placed)(jnp.uint32(task.run.seed))
+    arrays = [leaf for leaf, given in zip(there, is_given, strict=True) if given]
+    return jax.jit(create, out_shardings=placed)(jnp.uint32(task.run.seed), arrays)
 
 
 def _as_dict(state: Any) -> Mapping[str, Any]:
