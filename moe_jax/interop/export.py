@@ -123,8 +123,7 @@ def write_folder(
     Raises ConfigError for a folder that is there, MachineError where it cannot be written.
     """
     one_of("dtype", dtype, NAMES_OF_DTYPES)
-    if os.path.lexists(folder):
-        raise ConfigError(f"{folder} is there already, and nothing is written over: choose another folder")
+    refuse_existing(folder)
     shapes = {**by_path(weights.params), **by_path(weights.balance_bias)}
     bindings = list(family.table.bindings(run, {path: leaf.shape for path, leaf in shapes.items()}))
     with _draft(folder) as draft:
@@ -135,6 +134,12 @@ def write_folder(
                 shutil.copyfile(carried / name, draft / name)  # type: ignore[operator]
         _write_tensors(draft, bindings, shapes, dtype, dtypes or {})
     logging.info("Wrote %s, a %s", folder, family.architecture)
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises ConfigError where there is something of that name: nothing is written over."""
+    if os.path.lexists(folder):
+        raise ConfigError(f"{folder} is there already, and nothing is written over: choose another folder")
 
 
 def _described(family: Family, run: RunConfig, dtype: str, original: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -171,10 +171,7 @@ def _finite(value: Any) -> Any:
 
 def check_identity(workdir: Path, run: RunConfig) -> None:
     """Raises ConfigError unless `workdir` holds a run that trains the same thing as `run`, or weights of its model."""
-    if not (workdir / CONFIG).exists():
-        raise ConfigError(f"--workdir={workdir} holds no run ({CONFIG} is missing): train one there first")
-    before = _read_config(workdir)
-    _check_format(workdir, before.get(FORMAT_FIELD, 1))
+    before = _read_run(workdir)
     untrained = ORIGIN in before and DATA not in before
     fields = architecture if untrained else identity
     now = json.loads(json.dumps(fields(run)))  # tuples as lists, as they come back from the file
@@ -187,6 +184,20 @@ def check_identity(workdir: Path, run: RunConfig) -> None:
             f"--workdir={workdir} holds {held} ({'; '.join(differing)}): choose another directory, or set the fields "
             "back"
         )
+
+
+def read_fields(workdir: Path) -> dict[str, Any]:
+    """The fields of the run in `workdir`, dotted, as far as it had them. Raises ConfigError like `check_identity`."""
+    known = flatten(RunConfig())
+    return {name: value for name, value in _read_run(workdir).items() if name in known}
+
+
+def _read_run(workdir: Path) -> dict[str, Any]:
+    if not (workdir / CONFIG).exists():
+        raise ConfigError(f"--workdir={workdir} holds no run ({CONFIG} is missing): train one there first")
+    content = _read_config(workdir)
+    _check_format(workdir, content.get(FORMAT_FIELD, 1))
+    return content
 
 
 def _check_format(workdir: Path, written: Any) -> None:

@@ -47,11 +47,17 @@ class Model(NamedTuple):
     """A model without its weights. Shapes are ShapeDtypeStructs with shardings."""
 
     graphdef: nnx.GraphDef
+    step: Any  # the shape of a number of steps
     shapes: PyTree  # of the weights
     specs: PyTree  # their PartitionSpecs
     balance_bias: PyTree  # shapes of its `BalanceBias`es, which are replicated
     decayed: PyTree  # bool: weight decay applies (to matrices, not to norms)
     window: tuple[jax.ShapeDtypeStruct, ...]  # see `TrainState`
+
+    @property
+    def variables(self) -> Variables:
+        """Shapes of what the forward pass reads."""
+        return Variables(self.step, self.shapes, self.balance_bias)
 
     def bind(self, variables: Variables) -> nnx.Module:
         """The model with weights."""
@@ -76,6 +82,7 @@ def build_model(task: Task, mesh: Mesh) -> Model:
     )
     return Model(
         graphdef=graphdef,
+        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
         shapes=jax.tree.map(place, _as_dict(weights), shardings(mesh, specs)),
         specs=specs,
         balance_bias=jax.tree.map(lambda bias: place(bias, replicated), _as_dict(biases)),
@@ -112,11 +119,9 @@ def state_shapes(model: Model, optimizer: optax.GradientTransformation, mesh: Me
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
     )
 
-    def number(dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct((), dtype, sharding=replicated)
-
+    seed: Any = jax.ShapeDtypeStruct((), jnp.uint32, sharding=replicated)
     window: Any = model.window
-    return TrainState(number(jnp.int32), number(jnp.uint32), model.shapes, model.balance_bias, opt_state, window)
+    return TrainState(model.step, seed, model.shapes, model.balance_bias, opt_state, window)
 
 
 def init_state(

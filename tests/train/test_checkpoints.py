@@ -86,7 +86,7 @@ def workdir(saved, tmp_path):
 
 
 def test_round_trip_is_exact(saved):
-    state, host = restore(saved)
+    state, host, _ = restore(saved)
     assert_equal(state, make_state(6))
     assert host == HostState(60, 6, 1)
 
@@ -97,7 +97,7 @@ def test_a_checkpoint_from_before_digests_is_at_the_position_of_its_step(workdir
     shutil.rmtree(workdir / "checkpoints/6/data")
     (workdir / "checkpoints/6/data").mkdir()
     (workdir / "checkpoints/6/data/process_0-of-1.json").write_text('{"next_index": 6}')
-    state, host = restore(workdir)
+    state, host, _ = restore(workdir)
     assert_equal(state, make_state(6))
     assert host == HostState(6, 0, 0)
 
@@ -178,7 +178,7 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(workdir, damage, caplog):
     damage(workdir / "checkpoints/6")
     damaged = content(workdir / "checkpoints/6")
-    state, host = restore(workdir)
+    state, host, _ = restore(workdir)
     assert_equal(state, make_state(4))
     assert host.position == 40
     (warning,) = [message for message in caplog.messages if "cannot be read" in message]
