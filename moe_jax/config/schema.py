@@ -179,6 +179,9 @@ class TrainConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0  # never applied to norms and biases
     clip_norm: float = 1.0  # of the global gradient; 0: no clipping
+    # Weights that are trained, by patterns of their paths or by names as router, experts, attention; "!" in front
+    # leaves some out. (): all of them. See moe_jax/train/trainable.py.
+    trainable: tuple[str, ...] = ()
     accumulate: int = 1  # micro-batches a step, each of data.batch_size / accumulate sequences
     # Updates in a row that may be skipped because the loss or a gradient is not finite; one more ends the run.
     max_skipped: int = 10

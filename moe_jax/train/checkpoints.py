@@ -111,7 +111,7 @@ class Checkpoints:
         stored = args.JsonSave({FORMAT_FIELD: FORMAT, **data})
         with self._failures(step):
             self._saving = step
-            self._manager.save(step, args=args.Composite(state=args.StandardSave(state), data=stored))
+            self._manager.save(step, args=args.Composite(state=args.PyTreeSave(state), data=stored))
 
     def poll(self) -> None:
         """Warns where what was begun has failed meanwhile. It never waits."""

@@ -29,6 +29,7 @@ from moe_jax.train.shown import curves, write_loads, write_pictures
 from moe_jax.train.signals import StopRequest
 from moe_jax.train.state import init_state, num_params
 from moe_jax.train.step import StepMetrics
+from moe_jax.train.trainable import pick
 from moe_jax.train.watch import Watch
 
 
@@ -51,7 +52,10 @@ def _train(run: RunConfig, workdir: Path, home: records.Home) -> int:
     for line in describe(run):
         logging.info(line)
     setup = set_up(run)
-    assert num_params(setup.model) == count(run).total_params
+    assert num_params(setup.model.shapes) == count(run).total_params
+    if run.train.trainable:
+        trained = num_params(pick(setup.model.shapes, setup.model.trained))
+        logging.info("train.trainable: %s of %s parameters are trained", f"{trained:,}", f"{count(run).total_params:,}")
     records.check_data(workdir, setup.data.sha256)
     batches = setup.data.train_batches(jax.process_index(), jax.process_count())
     with StopRequest() as stop, Checkpoints(workdir, run.checkpoint) as checkpoints:
@@ -105,7 +109,7 @@ class _Loop:
         self.speed = f"{task.unit}s_per_second"
         self.profile = Profile(workdir, self.run.train.profile)
         max_skipped, host = self.run.train.max_skipped, start.host
-        self.guard = Guard(start.state.params, max_skipped, host.skipped, host.in_a_row)
+        self.guard = Guard(pick(start.state.params, setup.model.trained), max_skipped, host.skipped, host.in_a_row)
         self.watch = Watch(self.run)
         self.last = last_line(workdir, "train/loss")  # of an earlier life, in case that it did all the steps
 

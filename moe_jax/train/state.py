@@ -17,6 +17,7 @@ from moe_jax.moe.bias_updates import BalanceBias
 from moe_jax.moe.router import columns
 from moe_jax.parallel.sharding import Axes, shardings, weight_specs
 from moe_jax.tasks.task import Task
+from moe_jax.train.trainable import pick, trained_weights
 
 
 class Variables(NamedTuple):
@@ -51,7 +52,8 @@ class Model(NamedTuple):
     shapes: PyTree  # of the weights
     specs: PyTree  # their PartitionSpecs
     balance_bias: PyTree  # shapes of its `BalanceBias`es, which are replicated
-    decayed: PyTree  # bool: weight decay applies (to matrices, not to norms)
+    trained: PyTree  # bool: whether a weight is trained
+    decayed: PyTree  # bool, of those that are: weight decay applies (to matrices, not to norms)
     window: tuple[jax.ShapeDtypeStruct, ...]  # see `TrainState`
 
     @property
@@ -74,6 +76,7 @@ def build_model(task: Task, mesh: Mesh) -> Model:
     specs = weight_specs(mesh, weights)
     place = lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding)
     is_variable = lambda node: isinstance(node, nnx.Variable)
+    trained = trained_weights(_as_dict(weights), run.train.trainable)
     decayed = jax.tree.map(lambda weight: _is_matrix(weight.axes), weights, is_leaf=is_variable)
     replicated = NamedSharding(mesh, PartitionSpec())
     window = tuple(
@@ -86,7 +89,8 @@ def build_model(task: Task, mesh: Mesh) -> Model:
         shapes=jax.tree.map(place, _as_dict(weights), shardings(mesh, specs)),
         specs=specs,
         balance_bias=jax.tree.map(lambda bias: place(bias, replicated), _as_dict(biases)),
-        decayed=_as_dict(decayed),
+        trained=trained,
+        decayed=pick(_as_dict(decayed), trained),
         window=window,
     )
 
@@ -96,9 +100,9 @@ def _is_matrix(axes: Axes) -> bool:
     return sum(axis != "expert" for axis in axes) > 1
 
 
-def num_params(model: Model) -> int:
-    """Parameters in the real tree."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.shapes))
+def num_params(weights: PyTree) -> int:
+    """Parameters in nested dicts of arrays or shapes."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(weights))
 
 
 def state_shapes(model: Model, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -106,6 +110,7 @@ def state_shapes(model: Model, optimizer: optax.GradientTransformation, mesh: Me
     like it; the rest (counters, Adafactor's rows and columns) is replicated.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
+    trained = pick(model.shapes, model.trained)
 
     def like(leaf: Any, weight: Any) -> jax.ShapeDtypeStruct:
         sharding = weight.sharding if leaf.shape == weight.shape else replicated
@@ -114,8 +119,8 @@ def state_shapes(model: Model, optimizer: optax.GradientTransformation, mesh: Me
     opt_state = optax.tree.map_params(
         optimizer,
         like,
-        jax.eval_shape(optimizer.init, model.shapes),
-        model.shapes,
+        jax.eval_shape(optimizer.init, trained),
+        trained,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated),
     )
 
@@ -143,7 +148,8 @@ def init_state(
             leaves = [next(remaining) if given else leaf for leaf, given in zip(leaves, is_given, strict=True)]
         params, biases = jax.tree.unflatten(structure, leaves)
         window = jax.tree.map(lambda counts: jnp.zeros(counts.shape, counts.dtype), shapes.window)
-        return TrainState(jnp.zeros((), jnp.int32), seed, params, biases, optimizer.init(params), window)
+        opt_state = optimizer.init(pick(params, trained_weights(params, task.run.train.trainable)))
+        return TrainState(jnp.zeros((), jnp.int32), seed, params, biases, opt_state, window)
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, shapes)
     arrays = [leaf for leaf, given in zip(there, is_given, strict=True) if given]

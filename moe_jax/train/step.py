@@ -1,5 +1,6 @@
 """One training step and one evaluation step: the model inside `shard_map`, everything else around it under `jit`."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from moe_jax.parallel.sharding import spec_of
 from moe_jax.tasks.task import Batch, Dataset, Task
 from moe_jax.train.biases import moved_biases
 from moe_jax.train.state import Model, TrainState, Variables
+from moe_jax.train.trainable import pick, put, trains_routers
 
 NOISE = 2**31  # folded into the seed for noise, which must not repeat the draws of the initial weights
 Counts = Sequence[Float[Array, "_M _A"]]  # choices of each expert, by segment
@@ -58,9 +60,12 @@ def make_train_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(state.seed), NOISE), state.step)
         targets = jnp.maximum(task.count_targets(batch), 1)
-        grads, losses = _over_micro_batches(gradients, run.train.accumulate, state.variables, batch, targets, key)
+        trained = pick(state.params, model.trained)
+        grads, losses = _over_micro_batches(
+            functools.partial(gradients, trained), run.train.accumulate, state.variables, batch, targets, key
+        )
         finite = _finite(losses.task, grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained)
         window = _add_to_window(state, [sums["choices"] for sums in losses.sums], run.log.every)
         metrics = StepMetrics(
             loss=losses.task,
@@ -72,8 +77,10 @@ def make_train_step(
             max_violation_micro_batch=losses.max_violation,
             max_violation_window=_max_violation(window),
         )
-        params = optax.apply_updates(state.params, updates)
-        biases = moved_biases(run, state.balance_bias, losses.sums, state.step)
+        params = put(optax.apply_updates(trained, updates), state.params)
+        biases = state.balance_bias
+        if trains_routers(model.trained):
+            biases = moved_biases(run, biases, losses.sums, state.step)
         new = TrainState(state.step + 1, state.seed, params, biases, opt_state, window)
         return _unless_skipped(jnp.all(finite), new, state), metrics
 
@@ -110,9 +117,9 @@ def _unless_skipped(finite: Bool[Array, ""], new: TrainState, old: TrainState) -
 
 
 def _make_loss(task: Task, mesh: Mesh, model: Model) -> Callable:
-    """The loss of a micro-batch as a function of the weights and of the following, with its parts as a second result:
-    all variables, the micro-batch, its key, the targets of the whole step, the number of micro-batches, and the choices
-    of each expert in the earlier ones (None: there are none).
+    """The loss of a micro-batch as a function of the weights that are trained (see `trainable.pick`) and of the
+    following, with its parts as a second result: all variables, the micro-batch, its key, the targets of the whole
+    step, the number of micro-batches, and the choices of each expert in the earlier ones (None: there are none).
     """
     run: RunConfig = task.run
 
@@ -127,7 +134,7 @@ def _make_loss(task: Task, mesh: Mesh, model: Model) -> Callable:
     )
 
     def loss(
-        params: PyTree,
+        trained: PyTree,
         variables: Variables,
         batch: Batch,
         key: Key[Array, ""],
@@ -135,7 +142,7 @@ def _make_loss(task: Task, mesh: Mesh, model: Model) -> Callable:
         micro_batches: int,
         before: Counts | None,
     ):
-        summed, sums = over_mesh(variables._replace(params=params), batch, key)
+        summed, sums = over_mesh(variables._replace(params=put(trained, variables.params)), batch, key)
         share = lambda tree: jax.tree.map(lambda x: x / micro_batches, tree)
         auxiliary = share(auxiliary_losses(run.moe, sums, before))
         violation = share(_max_violation([part["choices"] for part in sums]))
@@ -154,14 +161,14 @@ def _over_micro_batches(
     counts by its share of the step's `targets`: the sum is that of one large batch.
     """
     if micro_batches == 1:
-        (_, losses), grads = gradients(variables.params, variables, batch, key, targets, 1, None)
+        (_, losses), grads = gradients(variables, batch, key, targets, 1, None)
         return grads, losses
     cut = lambda x: x.reshape(x.shape[0] // micro_batches, micro_batches, *x.shape[1:]).swapaxes(0, 1)
     parts = jax.tree.map(cut, batch), jnp.arange(micro_batches)
 
     def one(part: Batch, index: Array, before: Counts | None) -> tuple[PyTree, Losses]:
         noise = jax.random.fold_in(key, index)
-        (_, losses), grads = gradients(variables.params, variables, part, noise, targets, micro_batches, before)
+        (_, losses), grads = gradients(variables, part, noise, targets, micro_batches, before)
         return grads, losses
 
     def add(total: tuple[PyTree, Losses], part: tuple[Batch, Array]):

@@ -11,6 +11,7 @@ from moe_jax.config import default_config
 from moe_jax.resolve import resolve
 from moe_jax.train.setup import set_up
 from moe_jax.train.state import TrainState, init_state
+from moe_jax.train.trainable import pick
 
 WORDS = ("the", "router", "sends", "each", "token", "to", "one", "expert", "and", "some", "are", "dropped")
 
@@ -96,7 +97,7 @@ def set_up_once(make_run):
         biases, window = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape), (setup.shapes.balance_bias, setup.shapes.window)
         )
-        return setup, TrainState(step, seed, params, biases, init_optimizer(params), window)
+        return setup, TrainState(step, seed, params, biases, init_optimizer(pick(params, setup.model.trained)), window)
 
     return call
 
