@@ -146,6 +146,7 @@ class DataConfig:
     source: str = "stdlib"
     weights: tuple[float, ...] = ()  # of several sources; (): by size
     text_field: str = "text"  # jsonl, parquet: the field that holds the document
+    prompt_field: str = ""  # jsonl, parquet: the field of a text before it that is read and not learnt; "": none
     # bytes | bpe (trained on the training split, model.vocab_size entries) | hf:PATH/tokenizer.json | ids (not known)
     tokenizer: str = "bytes"
     end_of_document: str = ""  # hf: the token, if not the file's eos_token; ids: its id, if not a new one at the end

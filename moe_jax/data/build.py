@@ -145,7 +145,8 @@ class _Second:
         self._domains = sorted(index.domains[domain] for domain in present)
         names = [f"train_{i}" for i in range(len(sources))] + [f"heldout_{j}" for j in range(len(self._domains))]
         dtype = compact_dtype(tokenizer.vocab_size)
-        self._writers = {name: ShardWriter(directory, name, dtype, tokenizer.end_of_document) for name in names}
+        end, prompts = tokenizer.end_of_document, bool(config.prompt_field)
+        self._writers = {name: ShardWriter(directory, name, dtype, end, prompts) for name in names}
         self._counter = ByteCounter(directory / "work", len(self._domains))
         self._documents = self._texts = 0  # that are trained on or held out, and those of them that are text
         self._bytes = {heldout: [0] * len(self._domains) for heldout in (False, True)}
@@ -162,11 +163,19 @@ class _Second:
         ):
             # Source by source, since a part of the held-out text may hold texts of one and ids of the next.
             for i in range(len(self._sources)):
+                prompt = None
                 for (part, size), ids in encode(self._items(i, advance)):
+                    if part is None:  # its text comes next
+                        prompt = ids
+                        continue
                     self._text_bytes += size
                     self._token_bytes += int(self._tokenizer.bytes_per_token[ids].sum())
                     self._token_bytes += int(self._tokenizer.bytes_per_token[self._tokenizer.end_of_document])
-                    self._writers[part.name].add(ids, part.domain)
+                    if prompt is None:
+                        self._writers[part.name].add(ids, part.domain)
+                    else:
+                        self._writers[part.name].add(np.concatenate([prompt, ids]), part.domain, len(prompt))
+                        prompt = None
         digests = [writer.finish() for writer in self._writers.values()]
         counted = self._counter.finish()
         np.savez(self._directory / "byte_counts.npz", **dataclasses.asdict(counted))
@@ -212,4 +221,6 @@ class _Second:
             self._counter.add_heldout(document.text, part.domain)
         else:
             self._counter.add_train(document.text)
+        if document.prompt:
+            yield Item((None, 0), document.prompt)
         yield Item((part, len(document.text)), document.text)

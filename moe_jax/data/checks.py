@@ -20,7 +20,7 @@ def check(run: RunConfig) -> None:
     each(run, "data.sequence_length data.batch_size", positive)
     each(run, "data.max_bytes data.workers data.ids_vocab_size", not_negative)
     one_of("data.ids_dtype", run.data.ids_dtype, IDS_DTYPES)
-    for name in ("source", "text_field", "tokenizer", "end_of_document", "cache_dir"):
+    for name in ("source", "text_field", "prompt_field", "tokenizer", "end_of_document", "cache_dir"):
         _check_writable(f"data.{name}", getattr(run.data, name))
     cache_root(run.data)
     check_tokenizer(run.data)

@@ -128,6 +128,7 @@ def _documents(directory: Path, name: str, tokenizer: Tokenizer) -> TokenizedDoc
         read_numbers(directory / f"{name}.starts", "<i8"),
         StoredTokens(directory, name, compact_dtype(tokenizer.vocab_size)),
         tokenizer.end_of_document,
+        read_numbers(prompts, "<i8") if (prompts := directory / f"{name}.prompts").exists() else None,
     )
 
 

@@ -20,11 +20,14 @@ class Document:
     domain: str
     name: str
     ids: Integer[np.ndarray, " tokens"] | None = dataclasses.field(default=None, compare=False)
+    prompt: bytes = b""  # UTF-8 that comes before the text, is read by the model and is no target
 
     @property
     def content(self) -> bytes:
-        """What makes two documents the same: the text, or the bytes of the ids."""
-        return self.text if self.ids is None else np.ascontiguousarray(self.ids, np.uint32).tobytes()
+        """What makes two documents the same: the text with its prompt, or the bytes of the ids."""
+        if self.ids is not None:
+            return np.ascontiguousarray(self.ids, np.uint32).tobytes()
+        return b"\0".join((self.prompt, self.text)) if self.prompt else self.text  # no text has a NUL
 
 
 def as_utf8(data: bytes) -> bytes | None:

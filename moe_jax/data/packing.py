@@ -13,7 +13,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64, Integer
+from jaxtyping import Bool, Int32, Int64, Integer
 
 from moe_jax.data.shards import Tokens
 
@@ -24,6 +24,7 @@ class Row(NamedTuple):
     ids: Int32[np.ndarray, " L"]
     targets: Int32[np.ndarray, " L"]
     documents: Int32[np.ndarray, " L"]  # which of the row's documents the target belongs to, from 1; 0: padding
+    scored: Bool[np.ndarray, " L"]  # whether the target counts: it is no padding, and no token of a prompt
     domain: int  # index of the domain of the document that the first target belongs to
 
 
@@ -35,6 +36,7 @@ class TokenizedDocuments:
     starts: Int64[np.ndarray, " documents+1"]
     tokens: Tokens
     end_of_document: int
+    prompts: Int64[np.ndarray, " documents"] | None = None  # leading tokens that are no targets; None: nowhere any
 
 
 class Rows:
@@ -75,8 +77,19 @@ class Rows:
         # An end-of-document id predicts the next document's first token, so it counts as part of that document.
         documents = np.cumsum(ids == end, dtype=np.int32) + np.int32(ids[0] != end)
         documents[len(stream) - 1 :] = 0
+        scored = documents > 0
+        if self._documents.prompts is not None:
+            scored &= self._behind_prompts(index * length + 1)
         first = self._order[self._find(index * length + 1)]
-        return Row(ids, targets, documents, int(self._documents.domains[first]))
+        return Row(ids, targets, documents, scored, int(self._documents.domains[first]))
+
+    def _behind_prompts(self, start: int) -> Bool[np.ndarray, " L"]:
+        """Whether each of the row's targets, from a stream position on, lies behind its document's prompt."""
+        positions = start + np.arange(self.sequence_length)
+        k = np.searchsorted(self._starts, positions, side="right") - 1
+        k = np.minimum(k, len(self._order) - 1)  # behind the last document there is padding
+        assert self._documents.prompts is not None
+        return positions - self._starts[k] >= self._documents.prompts[self._order[k]]
 
     def _find(self, position: int) -> int:
         """The document, counted in stream order, that the token at a stream position belongs to."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from moe_jax.config.schema import DataConfig
 from moe_jax.data.corpus import Corpus
@@ -19,11 +19,12 @@ PREFETCH = 16  # batches that are made ahead of the step
 
 
 class Batch(NamedTuple):
-    """The sequences of one step; see `Row`. The loss counts the positions with documents > 0."""
+    """The sequences of one step; see `Row`. The loss counts the positions that are `scored`."""
 
     ids: Int32[np.ndarray, "B L"]
     targets: Int32[np.ndarray, "B L"]
     documents: Int32[np.ndarray, "B L"]  # which of its row's documents a target belongs to, from 1; 0: padding
+    scored: Bool[np.ndarray, "B L"]
     domain: Int32[np.ndarray, " B"]  # index into corpus.domains; a training row has that of its first target
 
 
@@ -107,13 +108,14 @@ def heldout_batches(
 
 def stack_rows(rows: Sequence[Row]) -> Batch:
     """Stacks B rows into one batch."""
-    ids, targets, documents, domain = zip(*rows, strict=True)
-    return Batch(np.stack(ids), np.stack(targets), np.stack(documents), np.array(domain, np.int32))
+    ids, targets, documents, scored, domain = zip(*rows, strict=True)
+    ids, targets, documents, scored = map(np.stack, (ids, targets, documents, scored))
+    return Batch(ids, targets, documents, scored, np.array(domain, np.int32))
 
 
 def _padding(corpus: Corpus) -> Row:
     ids = np.full(corpus.train_rows[0].sequence_length, corpus.tokenizer.end_of_document, np.int32)
-    return Row(ids, ids, np.zeros_like(ids), 0)
+    return Row(ids, ids, np.zeros_like(ids), np.zeros(len(ids), bool), 0)
 
 
 def _rows_per_process(batch_size: int, process_count: int) -> int:

@@ -1,7 +1,8 @@
 """Token ids of many documents on disk, in shards of a bounded size, written as they come and read piece by piece.
 
 NAME.domains and NAME.starts have a number for each document, NAME.tokens.00000 and following the ids, end of document
-included: little-endian, without a header. Ids are read and not mapped, so that memory does not grow with the corpus.
+included: little-endian, without a header. Where documents may have prompts, NAME.prompts says how many ids of each they
+are. Ids are read and not mapped, so that memory does not grow with the corpus.
 """
 
 import hashlib
@@ -39,21 +40,28 @@ class Tokens(Protocol):
 class ShardWriter:
     """Writes the documents of one part of a corpus in the order in which they come."""
 
-    def __init__(self, directory: Path, name: str, dtype: type[np.unsignedinteger], end_of_document: int):
-        """Starts with no document; `dtype` has room for the end of document."""
+    def __init__(
+        self, directory: Path, name: str, dtype: type[np.unsignedinteger], end_of_document: int, prompts: bool = False
+    ):
+        """Starts with no document; `dtype` has room for the end of document, `prompts` says that there may be some."""
         self._directory, self._name = directory, name
         self._dtype, self._end = np.dtype(dtype).newbyteorder("<"), end_of_document
         self._pending: list[NDArray[Any]] = []
         self._lengths: list[int] = []
         self._domains: list[int] = []
+        self._prompts: list[int] | None = [] if prompts else None
         self._written = self._gathered = 0
         self._last_start = 0
         self._append("domains", b"")
         self._append("starts", np.zeros(1, "<i8").tobytes())
         self._append("tokens.00000", b"")
+        if prompts:
+            self._append("prompts", b"")
 
-    def add(self, ids: Integer[np.ndarray, " tokens"], domain: int) -> None:
-        """Adds a document, and its end."""
+    def add(self, ids: Integer[np.ndarray, " tokens"], domain: int, prompt: int = 0) -> None:
+        """Adds a document, the first `prompt` ids of which are its prompt, and its end."""
+        if self._prompts is not None:
+            self._prompts.append(prompt)
         self._pending += [ids, np.array([self._end], self._dtype)]
         self._lengths.append(len(ids) + 1)
         self._domains.append(domain)
@@ -62,10 +70,11 @@ class ShardWriter:
             self._flush()
 
     def finish(self) -> str:
-        """Writes what is left; returns the SHA-256, in hex, of domains, starts and ids."""
+        """Writes what is left; returns the SHA-256, in hex, of domains, starts, prompts if there may be any, ids."""
         self._flush()
         digest = hashlib.sha256()
-        for path in (self._path("domains"), self._path("starts"), *shard_paths(self._directory, self._name)):
+        fields = ("domains", "starts") if self._prompts is None else ("domains", "starts", "prompts")
+        for path in (*map(self._path, fields), *shard_paths(self._directory, self._name)):
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
@@ -75,6 +84,9 @@ class ShardWriter:
         starts = self._last_start + np.cumsum(self._lengths, dtype="<i8")
         self._append("starts", starts.tobytes())
         self._append("domains", np.array(self._domains, "<i4").tobytes())
+        if self._prompts is not None:
+            self._append("prompts", np.array(self._prompts, "<i8").tobytes())
+            self._prompts = []
         self._last_start = int(starts[-1]) if len(starts) else self._last_start
         ids = np.concatenate([np.empty(0, self._dtype), *self._pending], dtype=self._dtype, casting="same_kind")
         while len(ids):

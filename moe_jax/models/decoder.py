@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from moe_jax.config.layers import segments
 from moe_jax.config.schema import RunConfig
@@ -87,14 +87,15 @@ class Decoder(nnx.Module):
         ids: Int[Array, "B L"],
         targets: Int[Array, "B L"],
         documents: Int[Array, "B L"],
+        scored: Bool[Array, "B L"],
         step: Int[Array, ""],
         key: Key[Array, ""] | None,
         train: bool,
     ) -> tuple[Float[Array, "B"], tuple[Sums, ...]]:
-        """Nats of each sequence's targets, summed over valid positions, and the routing sums of `hidden`."""
+        """Nats of each sequence's targets, summed over `scored` positions, and the routing sums of `hidden`."""
         x, sums = self.hidden(ids, documents, step, key, train)
         x = self._before_head(x)
-        return cross_entropy(x, self._head(x.dtype), targets, documents > 0, self.run.model.loss_chunk), sums
+        return cross_entropy(x, self._head(x.dtype), targets, scored, self.run.model.loss_chunk), sums
 
     def logits(
         self, ids: Int[Array, "B L"], documents: Int[Array, "B L"]

@@ -13,10 +13,10 @@ def cross_entropy(
     x: Float[Array, "B L D"],
     head: Float[Array, "D v"],
     targets: Int[Array, "B L"],
-    valid: Bool[Array, "B L"],
+    scored: Bool[Array, "B L"],
     chunk: int,
 ) -> Float[Array, "B"]:
-    """Negative log-likelihood in nats, summed over the valid positions of each sequence. Inside `shard_map`.
+    """Negative log-likelihood in nats, summed over the scored positions of each sequence. Inside `shard_map`.
 
     `chunk` positions at a time, recomputed in the backward pass. `head` holds this device's part of the vocabulary, V
     cut over the mesh axis `tensor`; the softmax over all of V costs two sums of one float a position.
@@ -25,15 +25,15 @@ def cross_entropy(
     batch, length, _ = x.shape
 
     def one(args):
-        x, targets, valid = args
+        x, targets, scored = args
         logits = jnp.matmul(x, head, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
         own = targets[..., None] - index_over([TENSOR]) * logits.shape[-1] == jnp.arange(logits.shape[-1])
         highest = max_over(jnp.max(lax.stop_gradient(logits), axis=-1), [TENSOR])
         total = sum_over(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1), [TENSOR])
         target = sum_over(jnp.sum(jnp.where(own, logits, 0), axis=-1), [TENSOR])
-        return jnp.sum(jnp.where(valid, jnp.log(total) + highest - target, 0), axis=-1)
+        return jnp.sum(jnp.where(scored, jnp.log(total) + highest - target, 0), axis=-1)
 
     if length <= chunk:
-        return one((x, targets, valid))
+        return one((x, targets, scored))
     pieces = lambda a: a.reshape(batch, length // chunk, chunk, *a.shape[2:]).swapaxes(0, 1)
-    return jnp.sum(lax.map(jax.checkpoint(one), (pieces(x), pieces(targets), pieces(valid))), axis=0)
+    return jnp.sum(lax.map(jax.checkpoint(one), (pieces(x), pieces(targets), pieces(scored))), axis=0)

@@ -46,18 +46,19 @@ class Text:
         size, length = self.run.data.batch_size, self.run.data.sequence_length
         tokens: Any = jax.ShapeDtypeStruct((size, length), np.int32)
         sequences: Any = jax.ShapeDtypeStruct((size,), np.int32)
-        return Batch(ids=tokens, targets=tokens, documents=tokens, domain=sequences)
+        scored: Any = jax.ShapeDtypeStruct((size, length), np.bool_)
+        return Batch(ids=tokens, targets=tokens, documents=tokens, scored=scored, domain=sequences)
 
     def count_targets(self, batch: Batch) -> Int[Array, ""]:
         """See `Task.count_targets`."""
-        return jnp.sum(batch.documents > 0)
+        return jnp.sum(batch.scored)
 
     def train_loss(
         self, model: Decoder, batch: Batch, step: Int[Array, ""], key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[Sums, ...]]:
         """See `Task.train_loss`."""
-        ids, targets, documents = map(jnp.asarray, (batch.ids, batch.targets, batch.documents))
-        nll, sums = model.negative_log_likelihood(ids, targets, documents, step, key, train=True)
+        ids, targets, documents, scored = map(jnp.asarray, batch[:4])
+        nll, sums = model.negative_log_likelihood(ids, targets, documents, scored, step, key, train=True)
         return jnp.sum(nll), sums
 
     def open(self) -> "TextDataset":
@@ -110,14 +111,13 @@ class TextDataset:
 
     def eval_sums(self, model: Decoder, batch: Batch, step: Int[Array, ""]) -> tuple[TextSums, tuple[Sums, ...]]:
         """See `Dataset.eval_sums`: negative log-likelihood without noise, at the capacity factor of evaluation."""
-        ids, targets, documents = map(jnp.asarray, (batch.ids, batch.targets, batch.documents))
-        nll, routing = model.negative_log_likelihood(ids, targets, documents, step, None, train=False)
-        valid = documents > 0
+        ids, targets, documents, scored = map(jnp.asarray, batch[:4])
+        nll, routing = model.negative_log_likelihood(ids, targets, documents, scored, step, None, train=False)
         in_domain = jax.nn.one_hot(batch.domain, len(self.corpus.domains), dtype=nll.dtype)
         by_domain = lambda per_sequence: jnp.sum(per_sequence[:, None] * in_domain, axis=0)
         bytes_per_token = jnp.asarray(self.corpus.tokenizer.bytes_per_token)
-        text_bytes = jnp.sum(bytes_per_token[targets] * valid, axis=-1)
-        return TextSums(by_domain(nll), by_domain(jnp.sum(valid, axis=-1)), by_domain(text_bytes)), routing
+        text_bytes = jnp.sum(bytes_per_token[targets] * scored, axis=-1)
+        return TextSums(by_domain(nll), by_domain(jnp.sum(scored, axis=-1)), by_domain(text_bytes)), routing
 
     def scores(self, sums: TextSums) -> Scores:
         """See `Dataset.scores`: nats a token, and bits a byte of text, which compare between tokenizers.

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,14 @@ def test_random_streams_equal_a_plain_loop(length):
         assert list(row.targets[valid]) == targets
         assert list(row.ids[valid]) == ids[: len(targets)]
         assert list(row.documents[valid]) == [d - documents[0] + 1 for d in documents]
+
+
+def test_prompts_are_read_and_not_scored(documents):
+    """Of the stream E 1 1 1 E 2 E 3 3 3 3 E prompts are two 1s, no 2 and three 3s; ends of documents are scored."""
+    with_prompts = dataclasses.replace(documents, prompts=np.array([2, 0, 3]))
+    rows = heldout_rows(with_prompts, 4)
+    assert rows_of(rows) == rows_of(heldout_rows(documents, 4))
+    assert [row.scored.astype(int).tolist() for row in rows] == [[0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 1, 0]]
+    reordered = Rows(with_prompts, np.array([2, 0, 1]), 11, keep_last=True)
+    assert [row.scored.astype(int).tolist() for row in reordered] == [[0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1]]
+    assert all((row.scored == (row.documents > 0)).all() for row in heldout_rows(documents, 5))

@@ -86,10 +86,11 @@ def digest(*values):
 
 def digests(corpus, config):
     batches = [*itertools.islice(train_iterator(corpus, config, seed=3), 40), *heldout_batches(corpus, 4)]
+    assert all((batch.scored == (batch.documents > 0)).all() for batch in batches)
     counts, counted = corpus.counts, corpus.byte_counts
     return (
         corpus.sha256[:16],
-        digest(*(array for batch in batches for array in batch)),
+        digest(*(array for b in batches for array in (b.ids, b.targets, b.documents, b.domain))),
         digest(
             [counts.documents, counts.duplicates, counts.skipped, counts.train_bytes, counts.heldout_bytes],
             *(counted.train, counted.heldout),

@@ -126,7 +126,7 @@ def make_batch() -> Batch:
     for row in range(0, BATCH, 3):
         documents[row, rng.integers(0, LENGTH) :] = 0  # padding at the end, of one whole sequence too
     documents[3] = 0
-    return Batch(tokens[:, :-1], tokens[:, 1:], documents, np.zeros(BATCH, np.int32))
+    return Batch(tokens[:, :-1], tokens[:, 1:], documents, documents > 0, np.zeros(BATCH, np.int32))
 
 
 def train(run, routing, steps, batch=None):

@@ -166,7 +166,8 @@ def test_every_gradient(family, tmp_path):
 
         def on_device(params, biases, ids, targets):
             decoder = structure.bind(Variables(jnp.int32(0), params, biases))
-            nll, _ = decoder.negative_log_likelihood(ids, targets, jnp.ones_like(ids), jnp.int32(0), None, train=False)
+            valid = jnp.ones_like(ids)
+            nll, _ = decoder.negative_log_likelihood(ids, targets, valid, valid > 0, jnp.int32(0), None, train=False)
             return jnp.sum(nll)
 
         specs = (structure.specs, replicated, replicated, replicated)

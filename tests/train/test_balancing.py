@@ -26,7 +26,7 @@ BY_LAYER = {
 def make_batch(seed=0, rows=8):
     tokens = np.random.RandomState(seed).randint(32, 127, (rows, 17)).astype(np.int32)
     documents = (np.arange(16) < np.array([16, 3, 16, 10, 16, 1, 7, 16])[:rows, None]).astype(np.int32)
-    return Batch(tokens[:, :-1], tokens[:, 1:], documents, np.zeros(rows, np.int32))
+    return Batch(tokens[:, :-1], tokens[:, 1:], documents, documents > 0, np.zeros(rows, np.int32))
 
 
 def take(setup, state, steps, compiled=None):

@@ -125,7 +125,7 @@ def evaluate_sums(data, results, domains):
     """`evaluate` where the evaluation step returns each of `results` in turn, and the data has these domains."""
     data = dataclasses.replace(data, corpus=dataclasses.replace(data.corpus, domains=domains))
     empty = np.zeros((1, 1), np.int32)
-    batches = [Batch(empty, empty, empty, np.array([i], np.int32)) for i in range(len(results))]
+    batches = [Batch(empty, empty, empty, empty > 0, np.array([i], np.int32)) for i in range(len(results))]
     return evaluate(lambda variables, batch: results[batch.domain[0]], NOTHING, batches, data)
 
 

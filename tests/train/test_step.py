@@ -25,7 +25,7 @@ def make_batch(valid=VALID):
     """Random bytes; sequence i has `valid[i]` tokens and padding behind."""
     tokens = np.random.RandomState(0).randint(32, 127, (len(valid), 17)).astype(np.int32)
     documents = (np.arange(16) < np.array(valid)[:, None]).astype(np.int32)
-    return Batch(tokens[:, :-1], tokens[:, 1:], documents, np.zeros(len(valid), np.int32))
+    return Batch(tokens[:, :-1], tokens[:, 1:], documents, documents > 0, np.zeros(len(valid), np.int32))
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,13 @@ from moe_jax.data.tokenizers import check_ids_or_text, fixed_tokenizer
 SOURCES = {
     "stdlib": SourceKind("", lambda spec, argument, config: StandardLibrary()),
     "text": SourceKind("FOLDER_OR_GLOB", lambda spec, argument, config: TextFiles(spec, argument)),
-    "jsonl": SourceKind("FILE_OR_GLOB", lambda spec, argument, config: JsonLines(spec, argument, config.text_field)),
+    "jsonl": SourceKind(
+        "FILE_OR_GLOB", lambda spec, argument, config: JsonLines(spec, argument, config.text_field, config.prompt_field)
+    ),
     "pypi": SourceKind("NAME==VERSION", package),
-    "parquet": SourceKind("FILE_OR_GLOB", lambda spec, argument, config: Parquet(spec, argument, config.text_field)),
+    "parquet": SourceKind(
+        "FILE_OR_GLOB", lambda spec, argument, config: Parquet(spec, argument, config.text_field, config.prompt_field)
+    ),
     "arrayrecord": SourceKind("FILE_OR_GLOB", lambda spec, argument, config: ArrayRecord(spec, argument)),
     "tokens": SourceKind(
         "FILE_OR_GLOB",
@@ -48,6 +52,9 @@ def parse_sources(config: DataConfig) -> list[Source]:
     return [SOURCES[prefix].make(spec, argument, config) for spec, prefix, argument in split_sources(config.source)]
 
 
+WITH_PROMPTS = ("jsonl", "parquet")  # sources whose documents have fields
+
+
 def check_sources(config: DataConfig) -> None:
     """Raises ConfigError for a source that is unknown or incomplete, and where weights do not fit the sources."""
     sources = list(split_sources(config.source))
@@ -60,6 +67,11 @@ def check_sources(config: DataConfig) -> None:
         if prefix == "pypi":
             package(spec, argument, config)
         check_ids_or_text(config, spec, SOURCES[prefix].holds_ids)
+    if config.prompt_field and not any(prefix in WITH_PROMPTS for _, prefix, _ in sources):
+        raise ConfigError(
+            f"data.prompt_field={config.prompt_field!r} is of {' and '.join(WITH_PROMPTS)} sources, and "
+            f"data.source={config.source!r} has none: leave it empty"
+        )
     weights = config.weights
     if weights and len(weights) != len(sources):
         raise ConfigError(

@@ -15,7 +15,9 @@ from moe_jax.data.sources.source import reading
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines:
-    """`jsonl:FILE_OR_GLOB`: each line holds a document in `text_field`. Files in .gz and .zst are decompressed.
+    """`jsonl:FILE_OR_GLOB`: each line holds a document in `text_field`, and what comes before it in `prompt_field`.
+
+    Files in .gz and .zst are decompressed.
 
     Its domain is the line's field "domain", or the file's stem where there is none.
     """
@@ -23,10 +25,12 @@ class JsonLines:
     spec: str
     pattern: str
     text_field: str
+    prompt_field: str = ""
 
     def fingerprint(self) -> object:
-        """The name of the text field, and a hash of path, size and times of each file."""
-        return [self.text_field, Files(self.spec, self.pattern).digest()]
+        """The names of the fields, and a hash of path, size and times of each file."""
+        prompt = [self.prompt_field] if self.prompt_field else []
+        return [self.text_field, *prompt, Files(self.spec, self.pattern).digest()]
 
     def read(self) -> Iterator[Document | None]:
         """Reads the lines. Blank lines and empty texts are skipped; any other bad line is an error with its number."""
@@ -36,8 +40,9 @@ class JsonLines:
                 record = self._parse(f"{path}:{number}", line)
                 # JSON can spell lone surrogates, which UTF-8 cannot: they become "?".
                 text = record[self.text_field].encode(errors="replace")
+                prompt = record[self.prompt_field].encode(errors="replace") if self.prompt_field else b""
                 domain = printable(str(record.get("domain") or plain.stem))
-                yield Document(text, domain, f"{name}:{number}") if text else None
+                yield Document(text, domain, f"{name}:{number}", prompt=prompt) if text else None
 
     def sha256(self) -> str:
         """It is no archive."""
@@ -67,9 +72,10 @@ class JsonLines:
             raise ConfigError(f"data.source={self.spec!r}: {where} is nested too deeply: drop the line") from None
         except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
             raise ConfigError(f"data.source={self.spec!r}: {where} is not JSON ({error}): mend or drop it") from None
-        if not isinstance(record, dict) or not isinstance(record.get(self.text_field), str):
-            raise ConfigError(
-                f"data.source={self.spec!r}: {where} has no string {self.text_field!r}: set data.text_field to the "
-                "field that holds the text, or drop the line"
-            )
+        for field, name in (("data.text_field", self.text_field), ("data.prompt_field", self.prompt_field)):
+            if name and not (isinstance(record, dict) and isinstance(record.get(name), str)):
+                raise ConfigError(
+                    f"data.source={self.spec!r}: {where} has no string {name!r}: set {field} to the field that holds "
+                    "the text, or drop the line"
+                )
         return record

@@ -16,7 +16,7 @@ TEXT_TYPES = frozenset(("string", "large_string", "string_view"))
 
 @dataclasses.dataclass(frozen=True)
 class Parquet:
-    """`parquet:FILE_OR_GLOB`: each row holds a document in the column `text_field`.
+    """`parquet:FILE_OR_GLOB`: each row holds a document in the column `text_field`, its prompt in `prompt_field`.
 
     Its domain is the row's column "domain", or the file's stem where there is none. Rows without text are skipped.
     """
@@ -24,10 +24,12 @@ class Parquet:
     spec: str
     pattern: str
     text_field: str
+    prompt_field: str = ""
 
     def fingerprint(self) -> object:
-        """The name of the text column, and a hash of path, size and times of each file."""
-        return [self.text_field, Files(self.spec, self.pattern).digest()]
+        """The names of the columns, and a hash of path, size and times of each file."""
+        prompt = [self.prompt_field] if self.prompt_field else []
+        return [self.text_field, *prompt, Files(self.spec, self.pattern).digest()]
 
     def read(self) -> Iterator[Document | None]:
         """Reads the rows, a few hundred at a time."""
@@ -37,8 +39,9 @@ class Parquet:
                 for row in rows:
                     number += 1
                     text = (row[self.text_field] or "").encode(errors="replace")
+                    prompt = ((row[self.prompt_field] if self.prompt_field else "") or "").encode(errors="replace")
                     domain = printable(str(row.get("domain") or stem))
-                    yield Document(text, domain, f"{name}:{number}") if text else None
+                    yield Document(text, domain, f"{name}:{number}", prompt=prompt) if text else None
 
     def sha256(self) -> str:
         """It is no archive."""
@@ -66,10 +69,12 @@ class Parquet:
         parquet = library(self.spec, "pyarrow.parquet")
         with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             types = {field.name: str(field.type) for field in file.schema_arrow}
-            if types.get(self.text_field) not in TEXT_TYPES:
-                raise ConfigError(
-                    f"data.source={self.spec!r}: {path!r} has no column {self.text_field!r} of text: set "
-                    f"data.text_field to one of {', '.join(n for n in types if types[n] in TEXT_TYPES) or 'its own'}"
-                )
-            wanted = [self.text_field, *(["domain"] if "domain" in types else [])]
+            fields = {"data.text_field": self.text_field, "data.prompt_field": self.prompt_field}
+            for field, column in fields.items():
+                if column and types.get(column) not in TEXT_TYPES:
+                    raise ConfigError(
+                        f"data.source={self.spec!r}: {path!r} has no column {column!r} of text: set {field} to one of "
+                        f"{', '.join(n for n in types if types[n] in TEXT_TYPES) or 'its own'}"
+                    )
+            wanted = [name for name in fields.values() if name] + (["domain"] if "domain" in types else [])
             yield from file.iter_batches(batch_size=ROWS, columns=wanted, use_threads=False)
