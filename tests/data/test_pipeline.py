@@ -46,8 +46,8 @@ def targets(batches):
 
 def test_a_batch_holds_rows_of_the_corpus(corpus, config):
     batch = next(train_iterator(corpus, config, seed=0))
-    assert [array.dtype for array in batch] == [np.int32] * 4
-    assert [array.shape for array in batch] == [(4, 8)] * 3 + [(4,)]
+    assert [array.dtype for array in batch] == [np.int32] * 3 + [np.bool_, np.int32]
+    assert [array.shape for array in batch] == [(4, 8)] * 4 + [(4,)]
     rows = {tuple(row.targets): row for row in corpus.train_rows[0]}
     for i in range(4):
         row = rows[tuple(batch.targets[i])]

@@ -200,7 +200,7 @@ def test_every_micro_batch_has_noise_of_its_own():
     """A gradient that is nothing but a draw, in the place of its micro-batch."""
     batch = jax.tree.map(jnp.asarray, make_batch([16] * 3)._replace(domain=np.arange(3, dtype=np.int32)))
 
-    def draw(params, variables, part, key, tokens, micro_batches, before):
+    def draw(variables, part, key, tokens, micro_batches, before):
         place = jax.nn.one_hot(part.domain[0], micro_batches)
         losses = Losses(jnp.zeros(()), {"z_loss": jnp.zeros(())}, None, ())
         return (jnp.zeros(()), losses), place * jax.random.uniform(key)
