@@ -1,6 +1,6 @@
 """The rules that checks are made of, and how a broken one reads: field, value, remedy."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from moe_jax.config.schema import RunConfig
@@ -85,3 +85,10 @@ def each(run: RunConfig, names: str, rule: Callable[[str, int | float], None]) -
     for name in names.split():
         section, field = name.split(".")
         rule(name, getattr(getattr(run, section), field))
+
+
+def not_blank(name: str, words: Sequence[str]) -> None:
+    """Raises ConfigError for an entry without a letter."""
+    for i, word in enumerate(words):
+        if not word.strip():
+            raise ConfigError(f"{name}[{i}]={word!r} is empty: leave it out")

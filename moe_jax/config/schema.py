@@ -138,6 +138,16 @@ class MoEConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters: with them the weights stay as they are, and only `train.trainable` names more. [identity]"""
+
+    rank: int = 0  # of each adapter; 0: none
+    alpha: float = 16.0  # what an adapter adds counts alpha / rank
+    # Matrices that have one, by patterns of their paths or by name: attention, dense, experts, shared.
+    targets: tuple[str, ...] = ("attention", "experts")
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where text comes from and how it is cut. [identity, but for `cache_dir`, `workers`]"""
 
@@ -234,6 +244,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     attention: AttentionConfig = AttentionConfig()
     moe: MoEConfig = MoEConfig()
+    lora: LoraConfig = LoraConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
@@ -298,7 +309,7 @@ def _names() -> tuple[tuple[str, str, str], ...]:
 
 def identity(config: RunConfig) -> dict[str, object]:
     """The fields that define what is trained, flattened."""
-    trained = ("seed", "task", "model.", "attention.", "moe.", "data.", "train.")
+    trained = ("seed", "task", "model.", "attention.", "moe.", "lora.", "data.", "train.")
     return {k: v for k, v in flatten(config).items() if k.startswith(trained) and k not in NOT_IDENTITY}
 
 

@@ -1,5 +1,6 @@
 """Between Hugging Face folders and work directories."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -12,13 +13,14 @@ import tokenizers
 from absl import logging
 
 from moe_jax.config.rules import ConfigError, MachineError, one_of
-from moe_jax.config.schema import RunConfig, default_config
+from moe_jax.config.schema import LoraConfig, RunConfig, default_config
 from moe_jax.interop.export import NAMES_OF_DTYPES, family_of, refuse_existing, write_folder
 from moe_jax.interop.folder import CARRIED, CONFIG, Folder, config_of, open_folder
 from moe_jax.interop.load import Weights, load_weights
 from moe_jax.interop.quantized import dequantized
 from moe_jax.interop.tensors import Stored, open_tensors
 from moe_jax.journal import workdir as records
+from moe_jax.moe.lora import merged
 from moe_jax.parallel.mesh import AXES, make_mesh
 from moe_jax.resolve import resolve
 from moe_jax.tasks.registry import task_of
@@ -51,7 +53,7 @@ def import_folder(folder: Path, workdir: Path, mesh: Mapping[str, int]) -> None:
 
 
 def export_run(workdir: Path, folder: Path, mesh: Mapping[str, int], dtype: str = "") -> None:
-    """Writes the newest checkpoint of a run as a folder that Hugging Face loads.
+    """Writes the newest checkpoint of a run as a folder that Hugging Face loads; low-rank adapters are merged.
 
     Args:
       workdir: of any run whose model a supported family can say.
@@ -73,7 +75,8 @@ def export_run(workdir: Path, folder: Path, mesh: Mapping[str, int], dtype: str 
         variables = checkpoints.restore_weights(model.variables)
     if variables is None:
         raise ConfigError(f"--workdir={workdir} has no checkpoint yet: train until checkpoint.every")
-    weights = Weights(variables.params, variables.balance_bias)
+    params = merged(variables.params, run.lora) if run.lora.rank else variables.params
+    run, weights = dataclasses.replace(run, lora=LoraConfig()), Weights(params, variables.balance_bias)
     described, types = (kept.described, _types(workdir / KEPT)) if kept else (None, {})
     write_folder(
         folder,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from moe_jax.config.rules import ConfigError, between, divides, each, not_negative, one_of, positive
+from moe_jax.config.rules import ConfigError, between, divides, each, not_blank, not_negative, one_of, positive
 from moe_jax.config.schema import AttentionConfig, RunConfig
 from moe_jax.models.attention import ATTENTIONS
 from moe_jax.models.attention.kernels import KERNELS
@@ -31,6 +31,11 @@ SCALED_BY = {
 def check(run: RunConfig) -> None:
     """Raises ConfigError on the first condition that does not hold."""
     model, attention = run.model, run.attention
+    not_negative("lora.rank", run.lora.rank)
+    positive("lora.alpha", run.lora.alpha)
+    not_blank("lora.targets", run.lora.targets)
+    if run.lora.rank and not run.lora.targets:
+        raise ConfigError("lora.targets=() leaves no matrix to adapt: give some, or lora.rank=0")
     each(
         run,
         "model.num_layers model.d_model model.d_ff model.num_heads model.num_kv_heads model.head_dim model.vocab_size "

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from moe_jax.config.layers import segments
 from moe_jax.config.schema import RunConfig
+from moe_jax.models.adapters import add_adapters
 from moe_jax.models.attention.mask import Mask
 from moe_jax.models.block import Segment
 from moe_jax.models.loss import cross_entropy
@@ -42,6 +43,8 @@ class Decoder(nnx.Module):
         self.norm = RMSNorm(model.d_model, model.norm_eps, rngs, dtype)
         if not model.tie_embeddings:
             self.head = param(rngs, (model.d_model, model.vocab_size), ("embed", "vocab"), init, dtype)
+        if run.lora.rank:
+            add_adapters(self, run.lora, rngs)
 
     def hidden(
         self,

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from moe_jax.moe.lora import Pair, adapter_of
 from moe_jax.parallel.collectives import once
 from moe_jax.parallel.mesh import TENSOR
 from moe_jax.parallel.sharding import gather, param
@@ -32,10 +33,18 @@ GATED: dict[str, Callable] = {  # act(gate, up), of networks with three
 }
 ACTIVATIONS = PLAIN | GATED
 
+MATRICES = ("up", "gate", "down")
+
+
+def feed_forward_matrices(d_model: int, d_ff: int, activation: str) -> dict[str, tuple[int, int]]:
+    """The shapes of the matrices of one feed-forward network or one expert, by name."""
+    inner = ("up", "gate") if activation in GATED else ("up",)
+    return {name: (d_model, d_ff) for name in inner} | {"down": (d_ff, d_model)}
+
 
 def feed_forward_params(d_model: int, d_ff: int, activation: str) -> int:
     """Weights of the matrices of one feed-forward network or one expert."""
-    return (3 if activation in GATED else 2) * d_model * d_ff
+    return sum(rows * columns for rows, columns in feed_forward_matrices(d_model, d_ff, activation).values())
 
 
 def feed_forward_biases(d_model: int, d_ff: int, activation: str) -> int:
@@ -51,6 +60,14 @@ class Biases(NamedTuple):
     down: Float[Array, "E D"]
 
 
+class Adapters(NamedTuple):
+    """What low-rank adapters add to the products with the matrices of `Weights`, where there is one."""
+
+    up: Pair | None
+    gate: Pair | None
+    down: Pair | None
+
+
 class Weights(NamedTuple):
     """The matrices of a feed-forward network, or of this device's experts, ready to multiply with."""
 
@@ -58,6 +75,7 @@ class Weights(NamedTuple):
     gate: Float[Array, "*E D F"] | None  # of a gated network
     down: Float[Array, "*E F D"]
     biases: Biases | None = None
+    adapters: Adapters | None = None
 
 
 class FeedForward(nnx.Module):
@@ -65,6 +83,8 @@ class FeedForward(nnx.Module):
 
     The output is this device's part of a sum over the mesh axis `tensor`, along which F is cut: the caller reduces.
     """
+
+    ADAPTABLE = MATRICES
 
     def __init__(
         self, d_model: int, d_ff: int, activation: str, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike
@@ -84,6 +104,8 @@ class Experts(nnx.Module):
     """E feed-forward networks with weights of their own, with biases or without; this device has those of its place on
     the axis `expert`.
     """
+
+    ADAPTABLE = MATRICES
 
     def __init__(
         self,
@@ -132,18 +154,22 @@ class Experts(nnx.Module):
 
 def _gathered(module: FeedForward | Experts, dtype: DTypeLike) -> Weights:
     gate = gather(module.gate, dtype) if module.gate is not None else None
-    return Weights(gather(module.up, dtype), gate, gather(module.down, dtype))
+    pairs = Adapters(*(adapter_of(module, name, dtype) for name in Adapters._fields))
+    adapters = pairs if any(pair is not None for pair in pairs) else None
+    return Weights(gather(module.up, dtype), gate, gather(module.down, dtype), adapters=adapters)
 
 
 def _network(
     weights: Weights, activation: str, x: Float[Array, "*B D"], mask: Float[Array, "*B F"] | None = None
 ) -> Float[Array, "*B D"]:
-    biases = weights.biases
-    add = lambda y, bias: y if bias is None else y + bias[..., None, :]
-    up = add(x @ weights.up, None if biases is None else biases.up)
-    if weights.gate is None:
-        hidden = PLAIN[activation](up)
-    else:
-        hidden = GATED[activation](add(x @ weights.gate, None if biases is None else biases.gate), up)
-    y = (hidden if mask is None else hidden * mask) @ weights.down
-    return add(y, None if biases is None else biases.down)
+    up = _product(weights, "up", x)
+    hidden = PLAIN[activation](up) if weights.gate is None else GATED[activation](_product(weights, "gate", x), up)
+    return _product(weights, "down", hidden if mask is None else hidden * mask)
+
+
+def _product(weights: Weights, name: str, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+    """x times one of the matrices, with what its adapter and its bias add."""
+    y = x @ getattr(weights, name)
+    if weights.adapters is not None and (adapter := getattr(weights.adapters, name)) is not None:
+        y += adapter(x)
+    return y if weights.biases is None else y + getattr(weights.biases, name)[..., None, :]

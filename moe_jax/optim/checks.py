@@ -1,6 +1,16 @@
 """What section `train` of a run has to satisfy."""
 
-from moe_jax.config.rules import ConfigError, below_one, between, divides, each, not_negative, one_of, positive
+from moe_jax.config.rules import (
+    ConfigError,
+    below_one,
+    between,
+    divides,
+    each,
+    not_blank,
+    not_negative,
+    one_of,
+    positive,
+)
 from moe_jax.config.schema import RunConfig
 from moe_jax.optim.optimizer import OPTIMIZERS, SCHEDULES
 
@@ -17,6 +27,7 @@ def check(run: RunConfig) -> None:
     between("train.final_learning_rate", train.final_learning_rate, 0, 1)
     each(run, "train.b1 train.b2", below_one)
     divides("train.accumulate", train.accumulate, "data.batch_size", run.data.batch_size)
+    not_blank("train.trainable", [pattern.removeprefix("!") for pattern in train.trainable])
     if train.steps >= 2**31:
         raise ConfigError(f"train.steps={train.steps} does not fit into 32 bits: give less than {2**31}")
     if train.schedule == "wsd" and train.warmup_steps + train.decay_steps > train.steps:

@@ -53,9 +53,9 @@ def _train(run: RunConfig, workdir: Path, home: records.Home) -> int:
         logging.info(line)
     setup = set_up(run)
     assert num_params(setup.model.shapes) == count(run).total_params
-    if run.train.trainable:
-        trained = num_params(pick(setup.model.shapes, setup.model.trained))
-        logging.info("train.trainable: %s of %s parameters are trained", f"{trained:,}", f"{count(run).total_params:,}")
+    trained = num_params(pick(setup.model.shapes, setup.model.trained))
+    if trained < count(run).total_params:
+        logging.info("%s of %s parameters are trained", f"{trained:,}", f"{count(run).total_params:,}")
     records.check_data(workdir, setup.data.sha256)
     batches = setup.data.train_batches(jax.process_index(), jax.process_count())
     with StopRequest() as stop, Checkpoints(workdir, run.checkpoint) as checkpoints:

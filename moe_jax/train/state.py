@@ -17,7 +17,7 @@ from moe_jax.moe.bias_updates import BalanceBias
 from moe_jax.moe.router import columns
 from moe_jax.parallel.sharding import Axes, shardings, weight_specs
 from moe_jax.tasks.task import Task
-from moe_jax.train.trainable import pick, trained_weights
+from moe_jax.train.trainable import patterns_of, pick, trained_weights
 
 
 class Variables(NamedTuple):
@@ -76,7 +76,7 @@ def build_model(task: Task, mesh: Mesh) -> Model:
     specs = weight_specs(mesh, weights)
     place = lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding)
     is_variable = lambda node: isinstance(node, nnx.Variable)
-    trained = trained_weights(_as_dict(weights), run.train.trainable)
+    trained = trained_weights(_as_dict(weights), patterns_of(run))
     decayed = jax.tree.map(lambda weight: _is_matrix(weight.axes), weights, is_leaf=is_variable)
     replicated = NamedSharding(mesh, PartitionSpec())
     window = tuple(
@@ -148,7 +148,7 @@ def init_state(
             leaves = [next(remaining) if given else leaf for leaf, given in zip(leaves, is_given, strict=True)]
         params, biases = jax.tree.unflatten(structure, leaves)
         window = jax.tree.map(lambda counts: jnp.zeros(counts.shape, counts.dtype), shapes.window)
-        opt_state = optimizer.init(pick(params, trained_weights(params, task.run.train.trainable)))
+        opt_state = optimizer.init(pick(params, trained_weights(params, patterns_of(task.run))))
         return TrainState(jnp.zeros((), jnp.int32), seed, params, biases, opt_state, window)
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, shapes)

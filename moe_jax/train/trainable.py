@@ -1,6 +1,5 @@
 """Which weights a run trains: `train.trainable` names them by patterns of their paths, the others stay as they are."""
 
-import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,42 +7,30 @@ import jax
 from jaxtyping import PyTree
 
 from moe_jax.config.rules import ConfigError
-
-# Names for the parts of a model, beside patterns like "segments/1/*/attention/q". "*" stands for slashes too.
-GROUPS = {
-    "attention": "*/attention/*",
-    "dense": "*/feed_forward/*",  # of layers that are no MoE layers
-    "embedding": "embedding",
-    "experts": "*/moe/experts/*",
-    "head": "head",
-    "moe": "*/moe/*",
-    "norms": "*norm*/scale",
-    "router": "*/moe/router/*",
-    "shared": "*/moe/shared*",
-}
+from moe_jax.config.schema import RunConfig
+from moe_jax.config.weights import matches, present
 
 
 def trained_weights(weights: PyTree, patterns: Sequence[str]) -> PyTree:
     """Whether each weight is trained, in nested dicts like those of `weights`.
 
     It is if one of the `patterns` matches its path ("segments/0/blocks/1/attention/q"), or if there are none but such
-    as begin with "!"; and if no pattern behind a "!" matches. A name of `GROUPS` is the pattern it stands for. Raises
-    ConfigError for a pattern that matches nothing, and where nothing would be trained.
+    as begin with "!"; and if no pattern behind a "!" matches. Names of `config.weights.GROUPS` stand for patterns.
+    Raises ConfigError for a pattern that matches nothing, and where nothing would be trained.
     """
     leaves = jax.tree_util.tree_leaves_with_path(weights)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    matched = {pattern: _matches(paths, pattern.removeprefix("!")) for pattern in patterns}
-    for pattern, matches in matched.items():
-        if not any(matches):
-            present = [name for name in GROUPS if any(_matches(paths, name))]
+    matched = {pattern: matches(paths, pattern.removeprefix("!")) for pattern in patterns}
+    for pattern, found in matched.items():
+        if not any(found):
             raise ConfigError(
-                f"train.trainable: {pattern!r} matches no weight of this model: give some of {', '.join(present)}, or "
-                f"a pattern of paths like {paths[len(paths) // 2]}"
+                f"train.trainable: {pattern!r} matches no weight of this model: give some of "
+                f"{', '.join(present(paths))}, or a pattern of paths like {paths[len(paths) // 2]}"
             )
-    allowed = [matches for pattern, matches in matched.items() if not pattern.startswith("!")]
-    refused = [matches for pattern, matches in matched.items() if pattern.startswith("!")]
+    allowed = [found for pattern, found in matched.items() if not pattern.startswith("!")]
+    refused = [found for pattern, found in matched.items() if pattern.startswith("!")]
     trained = [
-        (not allowed or any(matches[i] for matches in allowed)) and not any(matches[i] for matches in refused)
+        (not allowed or any(found[i] for found in allowed)) and not any(found[i] for found in refused)
         for i in range(len(paths))
     ]
     if not any(trained):
@@ -51,9 +38,9 @@ def trained_weights(weights: PyTree, patterns: Sequence[str]) -> PyTree:
     return jax.tree.unflatten(jax.tree.structure(weights), trained)
 
 
-def _matches(paths: Sequence[str], pattern: str) -> list[bool]:
-    glob = GROUPS.get(pattern, pattern)
-    return [fnmatch.fnmatchcase(path, glob) for path in paths]
+def patterns_of(run: RunConfig) -> tuple[str, ...]:
+    """`train.trainable`, beside which low-rank adapters are always trained, and with them nothing else by itself."""
+    return ("lora", *run.train.trainable) if run.lora.rank else run.train.trainable
 
 
 def pick(tree: PyTree, trained: PyTree) -> PyTree:
@@ -72,6 +59,6 @@ def trains_routers(trained: PyTree) -> bool:
     leaves = jax.tree_util.tree_leaves_with_path(trained)
     paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     of_routers = [
-        is_trained for (_, is_trained), matches in zip(leaves, _matches(paths, "router"), strict=True) if matches
+        is_trained for (_, is_trained), matches in zip(leaves, matches(paths, "router"), strict=True) if matches
     ]
     return any(of_routers) or not of_routers

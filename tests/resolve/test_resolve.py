@@ -54,13 +54,15 @@ CHOICES = {
 
 
 # Names of things outside; the first has a grammar.
-FREE_TEXT = {"data.source", "data.text_field", "data.end_of_document", "data.cache_dir"}
+FREE_TEXT = {"data.source", "data.text_field", "data.prompt_field", "data.end_of_document", "data.cache_dir"}
 LISTS = {  # a list that cannot be, and how it is refused
     "attention.windows": ((0, -1), r"\[1\]=-1 is negative"),
     "moe.num_experts_by_layer": ((4,), "has 1 entries for 2 MoE layers"),
     "moe.top_k_by_layer": ((1, 0), r"\[1\]=0 must be positive"),
     "moe.capacity_factor_by_layer": ((1.25, -1.0), r"\[1\]=-1.0 must be positive"),
     "moe.router_by_layer": (("new", "switch"), r"\[0\]='new' is unknown: choose one of switch, "),
+    "lora.targets": (("attention", " "), r"\[1\]=' ' is empty"),
+    "train.trainable": (("!",), r"\[0\]='' is empty"),
     "data.weights": ((-1.0,), "has an entry that is not positive"),
     "train.profile": ((1,), "is not .first step, number of steps."),
 }

@@ -15,6 +15,7 @@ from moe_jax.models.attention.kernels import KERNELS
 from moe_jax.models.attention.mask import Mask
 from moe_jax.models.attention.rotary import rotate, turned
 from moe_jax.models.norm import ProjectionNorm, RMSNorm
+from moe_jax.moe.lora import project
 from moe_jax.parallel.checks import Size
 from moe_jax.parallel.collectives import once, varying
 from moe_jax.parallel.mesh import TENSOR
@@ -25,6 +26,8 @@ LATENT_ONLY = ("query_rank", "kv_rank", "rope_dim", "value_dim")  # fields of At
 
 class GroupedQueryAttention(nnx.Module):
     """Heads are split over the mesh axis `tensor`; the output is this device's part of a sum over it."""
+
+    ADAPTABLE = ("q", "k", "v", "out")
 
     def __init__(
         self, model: ModelConfig, attention: AttentionConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: Any
@@ -58,9 +61,9 @@ class GroupedQueryAttention(nnx.Module):
         attention = self.attention
         x = varying(x, [TENSOR])
         source = x if memory is None else varying(memory, [TENSOR])
-        q = self._heads(x, self.q, self.q_bias, self.q_norm)
-        k = self._heads(source, self.k, self.k_bias, self.k_norm)
-        v = self._heads(source, self.v, self.v_bias, None)
+        q = self._heads(x, "q", self.q_bias, self.q_norm)
+        k = self._heads(source, "k", self.k_bias, self.k_norm)
+        v = self._heads(source, "v", self.v_bias, None)
         if memory is None:
             positions = mask.query_positions(x.shape[1])
             q, k = rotate(q, positions, attention), rotate(k, positions, attention)
@@ -69,14 +72,14 @@ class GroupedQueryAttention(nnx.Module):
             k, v = cache
         sinks = None if self.sinks is None else gather(self.sinks, q.dtype)
         out = KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, attention.scale, sinks)
-        out = out.reshape(*x.shape[:2], -1) @ gather(self.out, x.dtype)
+        out = project(self, "out", out.reshape(*x.shape[:2], -1))
         return out if self.out_bias is None else out + once(gather(self.out_bias, x.dtype), TENSOR), cache
 
     def _heads(
-        self, x: Float[Array, "B L D"], weight: nnx.Param, bias: nnx.Param | None, norm: nnx.Module | None
+        self, x: Float[Array, "B L D"], weight: str, bias: nnx.Param | None, norm: nnx.Module | None
     ) -> Float[Array, "B L H N"]:
         """This device's heads of a projection, normalised where the layer says so."""
-        y = x @ gather(weight, x.dtype)
+        y = project(self, weight, x)
         y = y if bias is None else y + gather(bias, x.dtype)
         y = norm(y) if isinstance(norm, ProjectionNorm) else y
         heads = y.reshape(*y.shape[:2], -1, self.head_dim)
@@ -111,9 +114,11 @@ class GroupedQueryAttention(nnx.Module):
         yield Size("heads_in", "model.num_heads * model.head_dim", model.num_heads * model.head_dim)
 
     @classmethod
-    def matmul_params(cls, model: ModelConfig, attention: AttentionConfig) -> int:
-        """Weights that every token is multiplied with."""
-        return 2 * model.d_model * model.head_dim * (model.num_heads + model.num_kv_heads)
+    def matrices(cls, model: ModelConfig, attention: AttentionConfig) -> dict[str, tuple[int, int]]:
+        """The shapes of the matrices that every token is multiplied with, by name."""
+        queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
+        inner = {"q": queries, "k": keys, "v": keys}
+        return {name: (model.d_model, size) for name, size in inner.items()} | {"out": (queries, model.d_model)}
 
     @classmethod
     def vector_params(cls, model: ModelConfig, attention: AttentionConfig) -> int:

@@ -14,10 +14,11 @@ from moe_jax.models.attention.kernels import KERNELS
 from moe_jax.models.attention.mask import Mask
 from moe_jax.models.attention.rotary import rotate
 from moe_jax.models.norm import RMSNorm
+from moe_jax.moe.lora import project
 from moe_jax.parallel.checks import Size
 from moe_jax.parallel.collectives import varying
 from moe_jax.parallel.mesh import TENSOR
-from moe_jax.parallel.sharding import gather, param
+from moe_jax.parallel.sharding import param
 
 NOT_OFFERED = ("qk_norm", "bias", "out_bias", "sinks")  # fields of AttentionConfig
 
@@ -30,6 +31,8 @@ class LatentAttention(nnx.Module):
     Heads are split over the mesh axis `tensor`, the compressed vectors are whole on each of its devices; the output is
     this device's part of a sum over it.
     """
+
+    ADAPTABLE = ("q", "q_down", "q_up", "kv_down", "kv_up", "out")
 
     def __init__(
         self, model: ModelConfig, attention: AttentionConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: Any
@@ -65,10 +68,10 @@ class LatentAttention(nnx.Module):
         q = self._queries(x)
         plain, turning = jnp.split(q, [self.head_dim], axis=-1)
         q = jnp.concatenate([plain, rotate(turning, positions, attention)], axis=-1)
-        compressed, shared = jnp.split(x @ gather(self.kv_down, x.dtype), [attention.kv_rank], axis=-1)
+        compressed, shared = jnp.split(project(self, "kv_down", x), [attention.kv_rank], axis=-1)
         # Devices along `tensor` part behind the compression: their gradients are summed in its few dimensions.
         compressed, shared = varying(self.kv_norm(compressed), [TENSOR]), varying(shared, [TENSOR])
-        keys_values = (compressed @ gather(self.kv_up, x.dtype)).reshape(*q.shape[:3], -1)
+        keys_values = project(self, "kv_up", compressed).reshape(*q.shape[:3], -1)
         k, v = jnp.split(keys_values, [self.head_dim], axis=-1)
         shared = rotate(shared[:, :, None], positions, attention)
         k = jnp.concatenate([k, jnp.broadcast_to(shared, (*k.shape[:3], attention.rope_dim))], axis=-1)
@@ -76,14 +79,14 @@ class LatentAttention(nnx.Module):
             cache = cache.write(mask.start, k, v)
             k, v = cache
         out = KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, attention.scale)
-        return out.reshape(*x.shape[:2], -1) @ gather(self.out, x.dtype), cache
+        return project(self, "out", out.reshape(*x.shape[:2], -1)), cache
 
     def _queries(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H N"]:
         if self.attention.query_rank:
-            compressed = self.q_norm(x @ gather(self.q_down, x.dtype))
-            q = varying(compressed, [TENSOR]) @ gather(self.q_up, x.dtype)
+            compressed = self.q_norm(project(self, "q_down", x))
+            q = project(self, "q_up", varying(compressed, [TENSOR]))
         else:
-            q = varying(x, [TENSOR]) @ gather(self.q, x.dtype)
+            q = project(self, "q", varying(x, [TENSOR]))
         return q.reshape(*q.shape[:2], -1, self.head_dim + self.attention.rope_dim)
 
     @classmethod
@@ -125,15 +128,16 @@ class LatentAttention(nnx.Module):
         yield Size("heads_in", f"model.num_heads * {value} (size of a head's values)", model.num_heads * value)
 
     @classmethod
-    def matmul_params(cls, model: ModelConfig, attention: AttentionConfig) -> int:
-        """Weights that every token is multiplied with."""
+    def matrices(cls, model: ModelConfig, attention: AttentionConfig) -> dict[str, tuple[int, int]]:
+        """The shapes of the matrices that every token is multiplied with, by name."""
         heads, size, value = model.num_heads, model.head_dim + attention.rope_dim, _value_dim(model, attention)
-        rank = attention.query_rank
-        queries = rank * (model.d_model + heads * size) if rank else model.d_model * heads * size
-        compressed = model.d_model * (attention.kv_rank + attention.rope_dim)
-        return (
-            queries + compressed + attention.kv_rank * heads * (model.head_dim + value) + heads * value * model.d_model
-        )
+        rank, width = attention.query_rank, model.d_model
+        queries = {"q_down": (width, rank), "q_up": (rank, heads * size)} if rank else {"q": (width, heads * size)}
+        return queries | {
+            "kv_down": (width, attention.kv_rank + attention.rope_dim),
+            "kv_up": (attention.kv_rank, heads * (model.head_dim + value)),
+            "out": (heads * value, width),
+        }
 
     @classmethod
     def vector_params(cls, model: ModelConfig, attention: AttentionConfig) -> int:
