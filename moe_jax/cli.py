@@ -153,7 +153,7 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, TypeError) as error:  # from a config file it carries a whole traceback
-        line = str(error).strip().splitlines()[-1]
+        line = re.sub(r"^[\w.]*Error: ", "", str(error).strip().splitlines()[-1])
         raise ValueError(_with_remedy(line)) from None
     except OSError:
         given = next((argument for argument in argv if argument.startswith("--config=")), "--config")

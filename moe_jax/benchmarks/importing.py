@@ -24,7 +24,7 @@ from moe_jax.resolve import resolve
 from moe_jax.tasks.registry import task_of
 from moe_jax.train.state import build_model
 
-LAYERS = 4
+LAYERS, HEAD = 4, 16
 # Of Mixtral's and Qwen3's proportions, about a gigabyte in bfloat16 each: experts apart, as their files have them.
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"d_model": 2048, "d_ff": 8192, "num_layers": 6},
@@ -67,31 +67,30 @@ def _load(folder: Path) -> Any:
     return jax.block_until_ready(load_hf(folder, dtype="bfloat16").weights)
 
 
-def write_random(
-    folder: Path,
-    family: Family,
+def write_random(folder: Path, family: Family, **sizes: Any) -> int:
+    """Writes a folder of random numbers in bfloat16, of a model of the sizes of `_run`; returns their bytes."""
+    run = _run(**sizes)
+    model = build_model(task_of(run), make_mesh(run.mesh))
+    noise = np.random.default_rng(0).standard_normal(1 << 20).astype(ml_dtypes.bfloat16)
+    params = jax.tree.map(lambda leaf: jax.device_put(np.resize(noise, leaf.shape)), model.shapes)
+    write_folder(folder, run, Weights(params, {}), family, "BF16")
+    return sum(2 * math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def _run(
     d_model: int,
     d_ff: int,
     num_layers: int,
     experts: int = 0,
     top_k: int = 0,
     qk_norm: str = "",
-) -> int:
-    """Writes a folder of random numbers in bfloat16; returns their bytes."""
-    run = _run(d_model, d_ff, num_layers, experts, top_k, qk_norm)
-    model = build_model(task_of(run), make_mesh(run.mesh))
-    noise = np.random.default_rng(0).standard_normal(1 << 20).astype(ml_dtypes.bfloat16)
-    fill = lambda leaf: jax.device_put(np.resize(noise, leaf.shape))
-    params = jax.tree.map(fill, model.shapes)
-    write_folder(folder, run, Weights(params, {}), family, "BF16")
-    return sum(2 * math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
-def _run(d_model: int, d_ff: int, num_layers: int, experts: int, top_k: int, qk_norm: str) -> RunConfig:
+    vocab_size: int = 32000,
+) -> RunConfig:
     config = default_config()
-    config.model.update(d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=d_model // 64, vocab_size=32000)
-    config.model.update(tie_embeddings=False, activation="swiglu")
+    heads = d_model // HEAD
+    config.model.update(d_model=d_model, d_ff=d_ff, num_layers=num_layers, num_heads=heads, num_kv_heads=heads)
+    config.model.update(vocab_size=vocab_size, tie_embeddings=False, activation="swiglu")
     if experts:
-        config.moe.update(num_experts=experts, top_k=top_k, d_ff=d_ff, router="top_k", every=1, normalize_gates=True)
+        config.moe.update(num_experts=experts, top_k=top_k, d_ff=d_ff, router="top_k", normalize_gates=True)
         config.attention.qk_norm = qk_norm
     return resolve(config)

@@ -48,7 +48,7 @@ def import_folder(folder: Path, workdir: Path, mesh: Mapping[str, int]) -> None:
     run, model = _model(config, mesh)
     weights = load_weights(opened, run, model)
     _keep(opened, workdir)
-    begin(run, workdir, Variables(jnp.int32(0), *weights), f"hf:{folder}")
+    begin(run, workdir, Variables(jnp.int32(0), *weights), f"hf:{folder.absolute()}")
     logging.info("%s is at step 0 of %s, a %s", workdir, folder, opened.family.architecture)
 
 

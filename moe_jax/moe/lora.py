@@ -5,6 +5,7 @@ tokens' side, x A and then B, and not as W + A B: the backward pass then needs n
 a pair of its own. `moe_jax/models/adapters.py` says which matrices have one.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -70,7 +71,7 @@ def merged(params: Mapping[Any, Any], lora: LoraConfig) -> dict[Any, Any]:
     return plain
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="scale")
 def _merge(weight: Array, a: Array, b: Array, scale: float) -> Array:
     product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
     return weight + jnp.asarray(scale, weight.dtype) * product

@@ -39,8 +39,14 @@ def trained_weights(weights: PyTree, patterns: Sequence[str]) -> PyTree:
 
 
 def patterns_of(run: RunConfig) -> tuple[str, ...]:
-    """`train.trainable`, beside which low-rank adapters are always trained, and with them nothing else by itself."""
-    return ("lora", *run.train.trainable) if run.lora.rank else run.train.trainable
+    """`train.trainable`, or of a run with low-rank adapters these and only what is named beside them.
+
+    Patterns with "!" alone say what of everything is left out, and with adapters there is nothing that they could.
+    """
+    if not run.lora.rank:
+        return run.train.trainable
+    named = any(not pattern.startswith("!") for pattern in run.train.trainable)
+    return ("lora", *run.train.trainable) if named else ("lora",)
 
 
 def pick(tree: PyTree, trained: PyTree) -> PyTree:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import moe_jax
 from moe_jax.config.schema import MeshConfig
 from moe_jax.interop.export import differences, family_of, write_folder
 from moe_jax.interop.families import FAMILIES
@@ -51,3 +52,8 @@ def test_one_device_in_float32_and_back(family, tmp_path):
         np.testing.assert_array_equal(after[name], values, err_msg=name)
     again = open_folder(tmp_path / "out")
     assert again.fields == open_folder(GOLDEN / family).fields
+
+
+def test_load_hf_is_found_at_the_top():
+    assert moe_jax.load_hf is load_hf
+    assert not hasattr(moe_jax, "load_pickle")
