@@ -83,12 +83,16 @@ def _rotary(attention: AttentionConfig) -> None:
             )
     if attention.rope_scaling in SCALED_BY["rope_original_length"]:
         positive("attention.rope_original_length", attention.rope_original_length)
-    for low, high in (("rope_low_frequency", "rope_high_frequency"), ("rope_beta_slow", "rope_beta_fast")):
-        if not getattr(attention, low) < getattr(attention, high):
-            raise ConfigError(
-                f"attention.{low}={getattr(attention, low)} is not below attention.{high}={getattr(attention, high)}: "
-                "lower it"
-            )
+    if not attention.rope_low_frequency < attention.rope_high_frequency:
+        raise ConfigError(
+            f"attention.rope_low_frequency={attention.rope_low_frequency} is not below "
+            f"attention.rope_high_frequency={attention.rope_high_frequency}: lower it"
+        )
+    if attention.rope_beta_slow > attention.rope_beta_fast:
+        raise ConfigError(
+            f"attention.rope_beta_slow={attention.rope_beta_slow} is above "
+            f"attention.rope_beta_fast={attention.rope_beta_fast}: lower it"
+        )
 
 
 def sizes(run: RunConfig) -> Iterator[Size]:

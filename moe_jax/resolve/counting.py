@@ -43,12 +43,7 @@ def count(run: RunConfig) -> Counts:
     or dropped expert slots do not count. Weights that stay as they are (`train.trainable`, adapters) count as if they
     were trained.
     """
-    model = run.model
-    total = LayerCounts()
-    for i, segment in enumerate(segments(run)):
-        for j, spec in enumerate(segment.pattern):
-            total = _add(total, _layer(run, spec), segment.repeats)
-            total = _add(total, _adapters(run, spec, f"segments/{i}/blocks/{j}"), segment.repeats)
+    model, total = run.model, _all_layers(run)
     table = model.vocab_size * model.d_model
     embedding = table if model.tie_embeddings else 2 * table
     return Counts(
@@ -57,6 +52,22 @@ def count(run: RunConfig) -> Counts:
         embedding_params=embedding,
         flops_per_token=6 * (total.multiply_adds + table + total.score_multiply_adds),
     )
+
+
+def causal_flops_per_token(run: RunConfig) -> int:
+    """Training FLOPs a token where causal attention counts its half of the scores alone, as most published figures do
+    (Megatron-LM, MaxText): those of `count` less the scores that no position needs.
+    """
+    return count(run).flops_per_token - 3 * _all_layers(run).score_multiply_adds
+
+
+def _all_layers(run: RunConfig) -> LayerCounts:
+    total = LayerCounts()
+    for i, segment in enumerate(segments(run)):
+        for j, spec in enumerate(segment.pattern):
+            total = _add(total, _layer(run, spec), segment.repeats)
+            total = _add(total, _adapters(run, spec, f"segments/{i}/blocks/{j}"), segment.repeats)
+    return total
 
 
 def _add(a: LayerCounts, b: LayerCounts, times: int = 1) -> LayerCounts:

@@ -34,9 +34,10 @@ def build(run):
 
 
 def text(documents, ids=None, targets=None):
-    """The first arguments of the decoder's methods: ids, targets where the method has them, documents, step."""
+    """The first arguments of the decoder's methods: ids, documents, step; with targets, which valid ones are scored."""
     ids = tokens() if ids is None else ids
-    return (ids, documents, jnp.int32(0)) if targets is None else (ids, targets, documents, jnp.int32(0))
+    step = jnp.int32(0)
+    return (ids, documents, step) if targets is None else (ids, targets, documents, documents > 0, step)
 
 
 def call(run, weights, method, *args):

@@ -72,6 +72,7 @@ SHAPES = {
         {"q_lora_rank": None, "n_group": 1, "topk_group": 1, "norm_topk_prob": False, "n_shared_experts": 1},
         {"n_routed_experts": 12, "n_group": 3, "topk_group": 2, "num_experts_per_tok": 5, "num_key_value_heads": 3}
         | THREE,
+        {"rope_parameters": DEEPSEEK_YARN | {"beta_fast": 1.0, "beta_slow": 1.0, "mscale_all_dim": 1.0}},  # Kimi K2's
         {"rope_parameters": DEEPSEEK_YARN | {"mscale_all_dim": 0.0, "factor": 40.0}, "rope_interleave": False},
     ],
     "gpt_oss": [

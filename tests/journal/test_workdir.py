@@ -251,7 +251,7 @@ def test_finished_is_what_the_summary_says(tmp_path):
 def test_these_fields_are_all_there_is(make_run):
     """A new field belongs to the identity unless it is listed: nothing slips through by omission."""
     run = make_run()
-    rooms = {name: getattr(run, name) for name in ("model", "attention", "moe", "data", "train")}
+    rooms = {name: getattr(run, name) for name in ("model", "attention", "moe", "lora", "data", "train")}
     fields = {f"{room}.{field.name}" for room, part in rooms.items() for field in dataclasses.fields(part)}
     free = {name for name in ALLOWED if name.split(".")[0] in rooms} | {"attention.kernel", "moe.temperature_steps"}
     assert set(workdir.identity(run)) == (fields | {"seed", "task"}) - free

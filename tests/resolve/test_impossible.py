@@ -53,8 +53,8 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ),
     ({"attention.rope_scaling": "yarn"}, "attention.rope_original_length=0 must be positive: give"),
     (
-        {"attention.rope_scaling": "yarn", "attention.rope_original_length": 8, "attention.rope_beta_slow": 32.0},
-        "attention.rope_beta_slow=32.0 is not below attention.rope_beta_fast=32.0: lower it",
+        {"attention.rope_scaling": "yarn", "attention.rope_original_length": 8, "attention.rope_beta_slow": 33.0},
+        "attention.rope_beta_slow=33.0 is above attention.rope_beta_fast=32.0: lower it",
     ),
     ({"attention.kv_rank": 8}, "attention.kv_rank=8 has no effect with attention.kind='grouped_query': leave it at 0"),
     ({"attention.kind": "latent"}, "attention.kv_rank=0 must be positive: give"),

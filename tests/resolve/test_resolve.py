@@ -17,7 +17,7 @@ ZERO_ALLOWED = {
     *("seed", "model.head_dim", "moe.num_experts", "moe.first_dense", "moe.d_ff", "moe.num_shared_experts"),
     *("attention.scale", "attention.rope_original_length", "attention.rope_attention_factor"),
     *("attention.query_rank", "attention.kv_rank", "attention.rope_dim", "attention.value_dim"),
-    *("attention.window", "moe.penalty_loss", "moe.entropy_loss", "moe.target_experts"),
+    *("attention.window", "lora.rank", "moe.penalty_loss", "moe.entropy_loss", "moe.target_experts"),
     *("data.max_bytes", "train.warmup_steps", "train.decay_steps", "eval.every", "eval.batches"),
     *("moe.second_threshold", "moe.jitter", "moe.expert_dropout", "moe.balance_loss", "moe.z_loss"),
     *("moe.null_experts", "moe.top_groups", "moe.final_temperature", "moe.temperature_steps"),
