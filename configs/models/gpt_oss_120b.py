@@ -4,7 +4,8 @@
     published  116.8B            5.1B
     counted    116,829,156,672   5,711,982,912
 
-The architecture is that of the released weights. How it is trained is in `base.py`, but for what stands here.
+The published active count leaves one of the two embeddings out. The architecture is that of the released weights. How
+it is trained is in `base.py`, but for what stands here.
 
 Cost: 64 accelerators or a multiple.
 """

@@ -4,7 +4,8 @@
     published  20.9B             3.6B
     counted    20,914,757,184    4,187,440,704
 
-The architecture is that of the released weights. How it is trained is in `base.py`, but for what stands here.
+The published active count leaves one of the two embeddings out. The architecture is that of the released weights. How
+it is trained is in `base.py`, but for what stands here.
 
 Cost: 8 accelerators or a multiple.
 """

@@ -61,10 +61,15 @@ def differences(family: Family, run: RunConfig) -> list[str]:
     """What the family's config.json cannot say of the run's model, as "field=value", after a round trip through it."""
     try:
         description = Description(json.loads(json.dumps(family.write(run))), family.model_type)
-        said = {**flatten(RunConfig()), **family.read(description)}
+        fields = family.read(description)
     except (ConfigError, ValueError, ZeroDivisionError, OverflowError, KeyError) as error:
         return [str(error)]
-    ours = flatten(run)
+    return disagreements(fields, run)
+
+
+def disagreements(fields: Mapping[str, Any], run: RunConfig) -> list[str]:
+    """Where the fields of a model that was described elsewhere are not the run's, as the run's "field=value"."""
+    said, ours = {**flatten(RunConfig()), **fields}, flatten(run)
     names = [name for name in ours if name in DESCRIBED or name.split(".")[0] == "attention"]
     names = [name for name in names if name not in NOT_DESCRIBED]
     differing = [name for name in names if not _same(said[name], ours[name])]

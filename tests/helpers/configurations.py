@@ -15,7 +15,12 @@ from moe_jax.resolve import ConfigError, resolve
 
 ROOT = Path(__file__).parents[2]
 NEED_A_FOLDER = ("finetune.py",)  # of a Hugging Face checkpoint; tests/interop/test_work_directory.py has one
-FILES = sorted(path.name for path in (ROOT / "configs").glob("*.py") if path.name not in NEED_A_FOLDER)
+CONFIGS = ROOT / "configs"
+FILES = sorted(
+    path.relative_to(CONFIGS).as_posix()
+    for path in (*CONFIGS.glob("*.py"), *CONFIGS.glob("models/*.py"))
+    if path.name not in NEED_A_FOLDER
+)
 MOE = {"moe.num_experts": 4}
 BY_LAYER = {"model.num_layers": 2, "moe.num_experts": 4, "moe.num_experts_by_layer": (2, 4)}
 EXPERT_CHOICE = {**MOE, "moe.router": "expert_choice", "moe.balance_loss": 0.0}

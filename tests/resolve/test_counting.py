@@ -1,16 +1,17 @@
+import dataclasses
 import re
 from decimal import Decimal
 
 import jax
 import numpy as np
 import pytest
-from configurations import load, run_of
+from configurations import FILES, load, run_of
 
 from moe_jax.config.layers import segments
 from moe_jax.config.schema import MeshConfig
 from moe_jax.moe.feed_forward import feed_forward_params
 from moe_jax.parallel.mesh import make_mesh
-from moe_jax.resolve.counting import count
+from moe_jax.resolve.counting import causal_flops_per_token, count
 from moe_jax.tasks.registry import task_of
 from moe_jax.train.state import Variables, build_model, num_params
 from moe_jax.train.step import make_eval_step
@@ -143,7 +144,37 @@ PUBLISHED = {  # total, active; None: to the last digit printed
     "glam_8b_64e.py": ("143B", None, "9.8B", None),
     "glam_64b_64e.py": ("1.2T", None, "96.6B", None),
     "mixtral_8x7b.py": ("46.7B", None, "12.9B", None),
+    "models/llama_3_1_405b.py": ("405B", 0.005, "405B", 0.005),
+    "models/mixtral_8x22b.py": ("141B", None, "39B", None),
+    "models/olmoe_1b_7b.py": ("6.9B", None, "1.3B", None),
+    "models/qwen1_5_moe_a2_7b.py": ("14.3B", None, "2.7B", None),
+    "models/qwen3_30b_a3b.py": ("30.5B", None, "3.3B", 0.02),
+    "models/qwen3_235b_a22b.py": ("235B", None, "22B", None),
+    "models/deepseek_v2.py": ("236B", None, "21B", None),
+    "models/deepseek_v3.py": ("671B", None, "37B", 0.02),
+    "models/kimi_k2.py": ("1.04T", 0.015, "32.6B", 0.01),
+    "models/gpt_oss_20b.py": ("20.9B", None, "3.6B", None),
+    "models/gpt_oss_120b.py": ("116.8B", None, "5.1B", None),
+    "models/gpt4_described.py": ("1.8T", None, "280B", None),
 }
+LOOKUP_LEFT_OUT = ("models/gpt_oss_20b.py", "models/gpt_oss_120b.py")  # of the published active count
+TWO_STACKS = {  # Switch's published totals are of an encoder and a decoder: those of twice the layers
+    "models/switch_base.py": ("7B", None),
+    "models/switch_large.py": ("26B", 0.04),
+    "models/switch_xxl.py": ("395B", 0.015),
+    "models/switch_c.py": ("1571B", None),
+}
+# Training GFLOPs a token that others print for their systems (Megatron-Bridge, MaxText, NeMo), at these lengths.
+PUBLISHED_FLOPS = {
+    ("models/deepseek_v3.py", 4096): (249.0, 250.4),
+    ("models/deepseek_v3.py", 8192): (281.2, 281.2),
+    ("models/kimi_k2.py", 4096): (204.5, 204.5),
+    ("models/qwen3_235b_a22b.py", 4096): (147.8, 148.3),
+    ("models/qwen3_30b_a3b.py", 4096): (23.0, 23.0),
+    ("models/gpt_oss_120b.py", 4096): (32.6, 32.6),
+    ("models/gpt_oss_120b.py", 8192): (34.5, 34.5),
+}
+PUBLISHED_FULL_FLOPS = {"mixtral_8x7b.py": 82.9, "models/mixtral_8x22b.py": 250.7}  # at 4,096, scores not halved
 
 
 def within(counted, published, tolerance):
@@ -161,10 +192,52 @@ def test_full_shape(name):
     total, total_tolerance, active, active_tolerance = PUBLISHED[name]
     counts = count(run)
     assert within(counts.total_params, total, total_tolerance)
-    assert within(counts.active_params, active, active_tolerance)
+    lookup = counts.embedding_params // 2 if name in LOOKUP_LEFT_OUT else 0
+    assert within(counts.active_params - lookup, active, active_tolerance)
     assert re.search(rf"published +{re.escape(total)} +{re.escape(active)}\n", header)
     assert re.search(rf"counted +{counts.total_params:,} +{counts.active_params:,}\n", header)
     assert num_params(abstract_model(run).shapes) == counts.total_params
+
+
+@pytest.mark.parametrize("name", TWO_STACKS)
+def test_full_shape_of_one_of_two_stacks(name):
+    header, run = load(name)
+    total, tolerance = TWO_STACKS[name]
+    counts = count(run)
+    twice = count(dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=2 * run.model.num_layers)))
+    assert within(twice.total_params, total, tolerance)
+    assert re.search(rf"published +{re.escape(total)} +-\n", header)
+    assert re.search(rf"counted +{counts.total_params:,} +{counts.active_params:,}\n", header)
+    said = re.search(r"twice the layers the\s+count\s+is\s+([\d,.]+B)", header)
+    assert said and within(twice.total_params, said[1].replace(",", ""), None)
+    assert num_params(abstract_model(run).shapes) == counts.total_params
+
+
+def test_every_full_shape_has_a_row():
+    files = {name for name in FILES if name.startswith(("models/", "glam", "mixtral"))} - {"models/base.py"}
+    assert files == {*PUBLISHED, *TWO_STACKS}
+
+
+def at_length(name, length):
+    run = load(name).run
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, sequence_length=length))
+
+
+@pytest.mark.parametrize(("name", "length"), PUBLISHED_FLOPS)
+def test_published_flops_of_causal_attention(name, length):
+    low, high = PUBLISHED_FLOPS[name, length]
+    assert 0.99 * low < causal_flops_per_token(at_length(name, length)) / 1e9 < 1.01 * high
+
+
+@pytest.mark.parametrize("name", PUBLISHED_FULL_FLOPS)
+def test_published_flops_of_whole_attention(name):
+    assert count(at_length(name, 4096)).flops_per_token / 1e9 == pytest.approx(PUBLISHED_FULL_FLOPS[name], rel=0.001)
+
+
+def test_causal_attention_needs_half_of_its_scores():
+    """Two layers of four heads of 16 dimensions over 128 positions: 12 L H N s FLOPs of scores in all."""
+    run = run_of({"data.sequence_length": 128})
+    assert count(run).flops_per_token - causal_flops_per_token(run) == 12 * 2 * 64 * 128 // 2
 
 
 def test_router_weights_by_hand():
