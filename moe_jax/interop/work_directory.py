@@ -45,7 +45,7 @@ def import_folder(folder: Path, workdir: Path, mesh: Mapping[str, int]) -> None:
     check_tokenizer(opened)
     config = config_of(folder)
     config.data.sequence_length = config.moe.group_size
-    run, model = _model(config, mesh)
+    run, model = on_mesh(config, mesh)
     weights = load_weights(opened, run, model)
     _keep(opened, workdir)
     begin(run, workdir, Variables(jnp.int32(0), *weights), f"hf:{folder.absolute()}")
@@ -68,15 +68,10 @@ def export_run(workdir: Path, folder: Path, mesh: Mapping[str, int], dtype: str 
     if dtype:
         one_of("--dtype", dtype, names)
     refuse_existing(folder)
-    run, model = _model(_config_of_run(workdir), mesh)
+    run, model = on_mesh(config_of_run(workdir), mesh)
     kept = open_folder(workdir / KEPT) if (workdir / KEPT / CONFIG).is_file() else None
     family = kept.family if kept else family_of(run)
-    with Checkpoints(workdir) as checkpoints:
-        variables = checkpoints.restore_weights(model.variables)
-    if variables is None:
-        raise ConfigError(f"--workdir={workdir} has no checkpoint yet: train until checkpoint.every")
-    params = merged(variables.params, run.lora) if run.lora.rank else variables.params
-    run, weights = dataclasses.replace(run, lora=LoraConfig()), Weights(params, variables.balance_bias)
+    run, weights = newest_weights(workdir, run, model)
     described, types = (kept.described, _types(workdir / KEPT)) if kept else (None, {})
     write_folder(
         folder,
@@ -90,7 +85,17 @@ def export_run(workdir: Path, folder: Path, mesh: Mapping[str, int], dtype: str 
     )
 
 
-def _model(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> tuple[RunConfig, Model]:
+def newest_weights(workdir: Path, run: RunConfig, model: Model) -> tuple[RunConfig, Weights]:
+    """The weights of a run's newest checkpoint, low-rank adapters merged, and the run without these."""
+    with Checkpoints(workdir) as checkpoints:
+        variables = checkpoints.restore_weights(model.variables)
+    if variables is None:
+        raise ConfigError(f"--workdir={workdir} has no checkpoint yet: train until checkpoint.every")
+    params = merged(variables.params, run.lora) if run.lora.rank else variables.params
+    return dataclasses.replace(run, lora=LoraConfig()), Weights(params, variables.balance_bias)
+
+
+def on_mesh(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> tuple[RunConfig, Model]:
     """The run of a config on a mesh of these sizes, with a batch that fits it, and the shapes of its weights."""
     unknown = [axis for axis in sizes if axis not in AXES]
     if unknown:
@@ -104,7 +109,7 @@ def _model(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> tuple
     return run, build_model(task_of(run), make_mesh(run.mesh))
 
 
-def _config_of_run(workdir: Path) -> ml_collections.ConfigDict:
+def config_of_run(workdir: Path) -> ml_collections.ConfigDict:
     """The config of the run in a work directory, with sequences of one token: its batches matter to no weight."""
     written = records.read_fields(workdir)
     config = default_config()

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, PyTree
 
+TILE_ROWS = 16  # of a TPU's tile of bfloat16, the larger one: float32 has 8
+
 
 def live(axes: Sequence[str]) -> tuple[str, ...]:
     """Those of `axes` along which there is more than one device."""
@@ -52,10 +54,15 @@ def all_gather(x: Array, axes: Sequence[str], dim: int) -> Array:
     """Joins pieces of dimension `dim`, cut over `axes` major first; the transpose is a reduce-scatter.
 
     One axis at a time, the minor one first: XLA for TPU turns a gather over two axes into an all-reduce of a padded
-    buffer.
+    buffer. It pads rows that do not fill its tiles before it scatters them too, or sums them whole; as a dimension of
+    their own in front of the tiles the pieces stay as they are.
     """
     for axis in reversed(live(axes)):
-        x = lax.all_gather(x, axis, axis=dim, tiled=True)
+        if x.shape[dim] % TILE_ROWS == 0:
+            x = lax.all_gather(x, axis, axis=dim, tiled=True)
+        else:
+            pieces = lax.all_gather(x, axis, axis=dim, tiled=False)
+            x = pieces.reshape(*x.shape[:dim], -1, *x.shape[dim + 1 :])
     return x
 
 
