@@ -5,6 +5,7 @@ and a value that never met an axis needs no sum over it. So one device runs the 
 """
 
 import functools
+import math
 import operator
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int, PyTree
 
-TILE_ROWS = 16  # of a TPU's tile of bfloat16, the larger one: float32 has 8
+TILE_ROWS, LANES = 16, 128  # of a TPU's tile of bfloat16, the larger one: float32 has 8 rows
 
 
 def live(axes: Sequence[str]) -> tuple[str, ...]:
@@ -61,9 +62,16 @@ def all_gather(x: Array, axes: Sequence[str], dim: int) -> Array:
         if x.shape[dim] % TILE_ROWS == 0:
             x = lax.all_gather(x, axis, axis=dim, tiled=True)
         else:
-            pieces = lax.all_gather(x, axis, axis=dim, tiled=False)
+            flat = x.reshape(*x.shape[:dim], -1, LANES) if _is_sliver(x, dim) else x
+            pieces = lax.all_gather(flat, axis, axis=dim, tiled=False)
             x = pieces.reshape(*x.shape[:dim], -1, *x.shape[dim + 1 :])
     return x
+
+
+def _is_sliver(x: Array, dim: int) -> bool:
+    """Whether a piece of a matrix is a few rows that would fill tiles, but only one behind another."""
+    rows, columns = x.shape[dim], math.prod(x.shape[dim + 1 :])
+    return dim == x.ndim - 2 and rows < TILE_ROWS and rows * columns % (TILE_ROWS * LANES) == 0
 
 
 def all_to_all(x: Array, axis: str, split: int, concat: int) -> Array:

@@ -15,6 +15,7 @@ from moe_jax.interop.loaded_model import load_hf
 from moe_jax.interop.quantized import dequantized
 from moe_jax.interop.tensors import open_tensors
 from moe_jax.moe import layer
+from moe_jax.moe.losses import balance_loss, z_loss
 from moe_jax.parallel.mesh import make_mesh
 from moe_jax.tasks.registry import task_of
 from moe_jax.train.state import Variables, build_model
@@ -233,3 +234,40 @@ def test_mxfp4_means_what_transformers_decodes(tmp_path):
     expected = convert_moe_packed_tensors(torch.as_tensor(blocks), torch.as_tensor(scales), dtype=torch.float32)
     save_file({"w_blocks": blocks, "w_scales": scales}, tmp_path / "model.safetensors")
     np.testing.assert_array_equal(dequantized(open_tensors(tmp_path))["w"].read(), expected.numpy())
+
+
+def sums_of(logits, top_k):
+    """What balance losses are made of, of router logits [layers, tokens, E]."""
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    _, chosen = jax.lax.top_k(logits, top_k)
+    choices = jax.nn.one_hot(chosen, logits.shape[-1]).sum((-3, -2))
+    tokens = jnp.full(len(logits), logits.shape[1], float)
+    return {"choices": choices, "probability": probabilities.sum(-2), "tokens": tokens}
+
+
+def test_balance_losses_translate_as_the_documentation_says():
+    """docs/models.md, Losses: K times ours for one layer; over several layers theirs pools the sums first."""
+    from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+    experts, top_k = 6, 3
+    logits = np.random.RandomState(0).randn(4, 50, experts).astype(np.float32) * 2
+    theirs = lambda part: float(load_balancing_loss_func(tuple(map(torch.as_tensor, part)), experts, top_k))
+    sums = sums_of(jnp.asarray(logits), top_k)
+    ours = balance_loss(sums)
+    for layer_logits, one in zip(logits, ours, strict=True):
+        np.testing.assert_allclose(theirs(layer_logits[None]), top_k * one, rtol=1e-6)
+    pooled = balance_loss({name: value.sum(0) for name, value in sums.items()})
+    np.testing.assert_allclose(theirs(logits), top_k * pooled, rtol=1e-6)
+    assert abs(pooled - ours.mean()) > 1e-3  # layers that are unbalanced in opposite ways even out there
+
+
+def test_switch_losses_translate_as_the_documentation_says():
+    from transformers.models.switch_transformers import modeling_switch_transformers as switch
+
+    logits = np.random.RandomState(1).randn(3, 20, 5).astype(np.float32)  # sequences, tokens, experts
+    probabilities = torch.softmax(torch.as_tensor(logits), -1)
+    theirs = float(switch.load_balancing_loss_func(probabilities, probabilities.argmax(-1)))
+    np.testing.assert_allclose(theirs, balance_loss(sums_of(jnp.asarray(logits), 1)).mean(), rtol=1e-6)
+    z = float(switch.router_z_loss_func(torch.as_tensor(logits)))
+    squared = jnp.square(jax.nn.logsumexp(logits, axis=-1)).sum()
+    np.testing.assert_allclose(z, z_loss({"squared_logsumexp": squared, "tokens": jnp.float32(60)}), rtol=1e-6)
