@@ -1,5 +1,11 @@
 """Live models of transformers against ours, in several shapes a family: logits, expert choices, gradients, and back."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -271,3 +277,19 @@ def test_switch_losses_translate_as_the_documentation_says():
     z = float(switch.router_z_loss_func(torch.as_tensor(logits)))
     squared = jnp.square(jax.nn.logsumexp(logits, axis=-1)).sum()
     np.testing.assert_allclose(z, z_loss({"squared_logsumexp": squared, "tokens": jnp.float32(60)}), rtol=1e-6)
+
+
+def test_the_story_of_the_documentation(tmp_path):
+    """The commands of docs/models.md, as they stand there."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "models.md").read_text(encoding="utf-8")
+    [story] = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"REPO": str(root), "PYTHONPATH": str(root), "PATH": path, "XLA_FLAGS": ""}
+    done = subprocess.run(["bash", "-ec", story], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [before, after] = map(float, re.findall(r"^ +all +([\d.]+)", done.stdout, flags=re.MULTILINE))
+    assert before > 5 and after < 1.0
+    [difference] = re.findall(r"largest difference of logits: (\S+)", done.stdout)
+    assert float(difference) < 1e-4
+    assert "transformers goes on with: edcba<end>" in done.stdout

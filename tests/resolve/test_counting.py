@@ -5,7 +5,7 @@ from decimal import Decimal
 import jax
 import numpy as np
 import pytest
-from configurations import FILES, load, run_of
+from configurations import CONFIGS, FILES, load, run_of
 
 from moe_jax.config.layers import segments
 from moe_jax.config.schema import MeshConfig
@@ -308,3 +308,17 @@ def test_flops_are_those_that_xla_counts(fields, tiny):
     compiled = jax.jit(step).lower(variables, task.batch_shapes()).compile()
     forward = count(run).flops_per_token / 3 * batch * length
     assert 1 <= compiled.cost_analysis()["flops"] / forward <= 1.02
+
+
+def line_of(name):
+    """The row of docs/models.md about one of the full-size configurations."""
+    published = PUBLISHED.get(name) or (*TWO_STACKS[name], "", None)
+    counts, causal = count(at_length(name, 4096)), causal_flops_per_token(at_length(name, 4096))
+    stacks = " in two stacks" if name in TWO_STACKS else ""
+    figures = [f"{counts.total_params / 1e9:,.1f}B", f"{counts.active_params / 1e9:.2f}B", f"{causal / 1e9:,.1f}"]
+    return f"| `{name}` | {' | '.join(figures)} | {published[0]}{stacks} | {published[2]} |"
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, *TWO_STACKS])
+def test_the_documentation_has_these_counts(name):
+    assert line_of(name) in (CONFIGS.parent / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
