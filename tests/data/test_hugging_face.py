@@ -155,3 +155,35 @@ def test_a_tokenizer_that_loses_text_is_said_to(letters, make_config, tmp_path, 
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     load_corpus(make_config(f"text:{letters}", tokenizer=f"hf:{tmp_path}/tokenizer.json"), 1000, seed=0)
     assert "so bits per byte are approximate" in caplog.text
+
+
+def test_truncation_and_padding_of_the_file_are_not_applied(file, tmp_path):
+    """Files of models that classify have both, and a document would lose all behind its first 512 tokens."""
+    library = tokenizers.Tokenizer.from_file(str(file))
+    library.enable_truncation(4)
+    library.enable_padding(length=8)
+    library.save(str(tmp_path / "tokenizer.json"))
+    text = "the router sends each token to one expert"
+    whole, cut = opened(file, end_of_document="</s>"), opened(tmp_path / "tokenizer.json", end_of_document="</s>")
+    assert len(whole.encode(text)) > 8
+    np.testing.assert_array_equal(cut.encode(text), whole.encode(text))
+    (batch,) = cut.encode_batch([text.encode()])
+    np.testing.assert_array_equal(batch, whole.encode(text))
+
+
+def test_bytes_of_continuing_and_of_added_tokens(tmp_path):
+    """WordPiece writes ## in front of a token that continues a word; an added token stands for its own text."""
+    vocabulary = {token: i for i, token in enumerate(["[UNK]", "out", "##put", "##s", "é"])}
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_tokens(["<café>", "##"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    made = opened(tmp_path / "tokenizer.json")
+    known = made.encode("outputs é <café> ##")
+    assert made.bytes_per_token[known].tolist() == [3, 3, 1, 2, len("<café>".encode()), 2]
+    byte_level, trainer = KINDS["byte_level"]()
+    byte_level.train_from_iterator([REAL[0]], trainer)
+    byte_level.add_tokens(["Ġé"])  # two letters of the byte alphabet, and of the added text four bytes
+    byte_level.save(str(tmp_path / "tokenizer.json"))
+    made = opened(tmp_path / "tokenizer.json")
+    assert made.bytes_per_token[made.encode("Ġé")].tolist() == [len("Ġé".encode())]

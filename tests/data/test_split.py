@@ -3,7 +3,9 @@ import re
 import numpy as np
 import pytest
 
+from moe_jax.config.rules import MachineError
 from moe_jax.data import split
+from moe_jax.data.build import _reread
 from moe_jax.data.documents import Document
 from moe_jax.data.index import HELDOUT, KEPT, TRAIN, Index
 from moe_jax.data.split import deduplicate, hold_out, sample_training
@@ -154,3 +156,33 @@ def test_more_domains_than_can_be_evaluated(monkeypatch, index_of):
     monkeypatch.setattr("moe_jax.data.index.MAX_DOMAINS", 3)
     with pytest.raises(ValueError, match=r"data\.source='text:0' has more than 3 domains"):
         index_of([Document(b"x", str(i), str(i)) for i in range(4)])
+
+
+DOCUMENTS = [Document(text, "d", name) for text, name in ((b"one", "a"), (b"two", "b"), (b"three", "c"))]
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        DOCUMENTS[:2],
+        [*DOCUMENTS, Document(b"four", "d", "d")],
+        [DOCUMENTS[0], Document(b"other", "d", "b"), DOCUMENTS[2]],
+        [DOCUMENTS[1], DOCUMENTS[0], DOCUMENTS[2]],
+    ],
+    ids=["one less", "one more", "another text", "another order"],
+)
+def test_the_second_pass_finds_what_the_first_has_found(tmp_path, again):
+    class Source:
+        spec = "text:x"
+
+        def __init__(self, documents):
+            self.read = lambda: iter([None, *documents, None])
+
+    index = Index(tmp_path)
+    index.add_source("text:x", Source(DOCUMENTS).read())
+    index.complete()
+    deduplicate(index, tmp_path)
+    found = [document for document, flags in _reread(Source(DOCUMENTS), index, index.spans[0]) if flags & KEPT]
+    assert found == DOCUMENTS
+    with pytest.raises(MachineError, match=r"data\.source='text:x' has changed while it was read"):
+        list(_reread(Source(again), index, index.spans[0]))

@@ -68,3 +68,13 @@ def test_noise_of_many_equal_tokens_is_ordered_by_position(dtype):
             for count in (5, 20, 40):
                 chosen = np.flatnonzero(best(one[None, :, None], count)[0, :, 0])
                 np.testing.assert_array_equal(chosen, np.sort(by_rule[:count]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_the_documentation_says_of_the_tolerance(dtype):
+    """docs: scores closer than 3e-5 in float32, 6e-14 in float64, are equal; twice that far apart they are not."""
+    with jax.enable_x64(dtype == "float64"):
+        said = {"float32": 3e-5, "float64": 6e-14}[dtype]
+        score = lambda apart: jnp.asarray([[[0.0], [apart], [-9.0]]], dtype)
+        assert bool(best(score(0.8 * said), 1)[0, 0, 0])
+        assert bool(best(score(2.0 * said), 1)[0, 1, 0])
