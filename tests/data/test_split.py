@@ -158,6 +158,24 @@ def test_more_domains_than_can_be_evaluated(monkeypatch, index_of):
         index_of([Document(b"x", str(i), str(i)) for i in range(4)])
 
 
+class Source:
+    """Documents from a list, and two files between them that hold no text."""
+
+    spec = "text:x"
+
+    def __init__(self, documents):
+        self.documents = documents
+
+    def read(self):
+        return iter([None, *self.documents, None])
+
+    def fingerprint(self):
+        return ""
+
+    def sha256(self):
+        return ""
+
+
 DOCUMENTS = [Document(text, "d", name) for text, name in ((b"one", "a"), (b"two", "b"), (b"three", "c"))]
 
 
@@ -172,12 +190,6 @@ DOCUMENTS = [Document(text, "d", name) for text, name in ((b"one", "a"), (b"two"
     ids=["one less", "one more", "another text", "another order"],
 )
 def test_the_second_pass_finds_what_the_first_has_found(tmp_path, again):
-    class Source:
-        spec = "text:x"
-
-        def __init__(self, documents):
-            self.read = lambda: iter([None, *documents, None])
-
     index = Index(tmp_path)
     index.add_source("text:x", Source(DOCUMENTS).read())
     index.complete()
