@@ -140,6 +140,15 @@ def origin(workdir: Path) -> dict[str, str]:
     return {} if written is None else {ORIGIN: written}
 
 
+def refuse_lost_weights(workdir: Path) -> None:
+    """Raises ConfigError where a run that began with given weights has lost its checkpoints: others would be drawn."""
+    if came_from := origin(workdir):
+        raise ConfigError(
+            f"--workdir={workdir} began with weights from {came_from[ORIGIN]} and has no checkpoint any more: put "
+            "checkpoints/ back, or begin in another directory"
+        )
+
+
 def write_summary(workdir: Path, content: Mapping[str, Any]) -> None:
     """Writes summary.json: the run is finished."""
     write_json(workdir / SUMMARY, content)

@@ -6,7 +6,7 @@ from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import RunConfig
 from moe_jax.journal import workdir as records
 from moe_jax.journal.reading import CONFIG
-from moe_jax.train.checkpoints import Checkpoints
+from moe_jax.train.checkpoints import DRAFT, Checkpoints
 from moe_jax.train.state import Variables
 
 
@@ -35,6 +35,9 @@ def begin(run: RunConfig, workdir: Path, weights: Variables, origin: str) -> Non
 
 
 def refuse_used(workdir: Path) -> None:
-    """Raises ConfigError where `workdir` holds a run or checkpoints: nothing is written over."""
-    if (workdir / CONFIG).exists() or any(workdir.glob("checkpoints/*")):
+    """Raises ConfigError where `workdir` holds a run or checkpoints: nothing is written over, but for what an import
+    that was killed has left.
+    """
+    checkpoints = [path for path in workdir.glob("checkpoints/*") if DRAFT not in path.name]
+    if (workdir / CONFIG).exists() or checkpoints:
         raise ConfigError(f"--workdir={workdir} holds a run already, and nothing is written over: choose another")

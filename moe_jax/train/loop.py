@@ -61,11 +61,13 @@ def _train(run: RunConfig, workdir: Path, home: records.Home) -> int:
     with StopRequest() as stop, Checkpoints(workdir, run.checkpoint) as checkpoints:
         restored = checkpoints.restore(setup.shapes)
         if restored is None:
+            records.refuse_lost_weights(workdir)
             restored = Restored(init_state(setup.task, setup.shapes, setup.optimizer), HostState(position=0))
         elif restored.weights_only:
             given = restored.state.variables
             restored = Restored(init_state(setup.task, setup.shapes, setup.optimizer, given), restored.host)
-            logging.info("Begins with the weights that %s holds: %s", workdir, records.origin(workdir)[records.ORIGIN])
+            came_from = records.origin(workdir).get(records.ORIGIN, "not known where from")
+            logging.info("Begins with the weights that %s holds: %s", workdir, came_from)
         else:
             batches.seek(restored.host.position)
             logging.info("Resumed at step %d", restored.state.step)

@@ -1,12 +1,17 @@
 """The full-size configurations have the architecture that released models' config.json says."""
 
+import json
+
 import pytest
 from configurations import FILES, load
 from published import PUBLISHED
+from released import RELEASED
 
+from moe_jax.config.rules import ConfigError
 from moe_jax.interop.description import Description
 from moe_jax.interop.export import disagreements
 from moe_jax.interop.families import ALIASES, FAMILIES
+from moe_jax.interop.folder import open_folder
 
 PLACES = {name: next(file for file in FILES if file.endswith(f"{name}.py")) for name in PUBLISHED}
 
@@ -33,3 +38,14 @@ def test_every_full_shape_of_a_released_checkpoint_has_a_row():
         if file.startswith("models/") and not file.startswith(tuple(f"models/{o}" for o in others))
     }
     assert files | {"mixtral_8x7b.py"} == set(PLACES.values())
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_whole_files_are_read(name, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(RELEASED[name]))
+    opened = open_folder(tmp_path)
+    assert opened.fields["model.num_layers"] == RELEASED[name]["num_hidden_layers"]
+    described = RELEASED[name] | {"a_field_of_tomorrow": 1}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match="a_field_of_tomorrow=1 is not known for this family"):
+        open_folder(tmp_path)

@@ -71,3 +71,12 @@ def test_a_directory_that_is_used_is_refused(begun, set_up_once, tmp_path):
     (tmp_path / "checkpoints" / "8").mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds a run already"):
         begin(setup.run, tmp_path, state.variables, "elsewhere")
+
+
+def test_an_import_that_was_killed_can_be_done_again(set_up_once, make_run, tmp_path):
+    setup, state = set_up_once({"moe.bias_rate": 0.01})
+    (tmp_path / "checkpoints" / "0.orbax-checkpoint-tmp-3").mkdir(parents=True)
+    begin(setup.run, tmp_path, state.variables, "elsewhere")
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ConfigError, match="began with weights from elsewhere and has no checkpoint any more"):
+        train(make_run({"moe.bias_rate": 0.01}), tmp_path)

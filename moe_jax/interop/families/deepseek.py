@@ -95,9 +95,11 @@ def _write_2(run: RunConfig) -> dict[str, Any]:
     return {**_write_latent(run), **write_experts(run), "topk_method": method, "scoring_func": "softmax"}
 
 
-def read_sigmoid_experts(c: Description) -> Fields:
-    """Experts chosen by sigmoid scores plus a correction bias, in limited groups (DeepSeek-V3, section 2.1.2)."""
-    c.need("scoring_func", "sigmoid")
+def read_sigmoid_experts(c: Description, *other_names: str) -> Fields:
+    """Experts chosen by sigmoid scores plus a correction bias, in limited groups (DeepSeek-V3, section 2.1.2); a family
+    may call the scoring by `other_names` too.
+    """
+    c.need("scoring_func", "sigmoid", *other_names)
     c.need("topk_method", "noaux_tc")
     normalize = bool(c.take("norm_topk_prob", True))
     fields = _experts(c, router="sigmoid", normalize_gates=normalize, balance_bias=True)

@@ -12,6 +12,7 @@ from moe_jax.interop.table import Table
 
 def _read(c: Description) -> Fields:
     c.need("use_bias", False)
+    c.need("use_rmsnorm", True)
     c.need("moe_gate", "topk")
     c.ignore(["moe_norm_min", "moe_capacity", "moe_use_aux_free", "moe_group"])
     layers, first = c.number("num_hidden_layers"), c.number("moe_layer_start_index", 1)

@@ -41,7 +41,7 @@ def _read_dots(c: Description) -> Fields:
         "attention.bias": bias,
         "attention.out_bias": bias,
         "attention.qk_norm": "head",
-        **read_sigmoid_experts(c),
+        **read_sigmoid_experts(c, "noaux_tc"),
         "moe.normalize_gates": bool(c.take("norm_topk_prob", False)),
     }
 

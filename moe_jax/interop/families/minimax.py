@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import RunConfig
 from moe_jax.interop.description import Description
 from moe_jax.interop.families import common, mixtral
@@ -15,8 +16,12 @@ def _read(c: Description) -> Fields:
     c.need("use_qk_norm", True)
     c.need("use_routing_bias", True)
     c.need("shared_intermediate_size", 0)
-    for name in ("use_mtp", "num_mtp_modules", "mtp_transformer_layers", "attn_type_list", "max_model_len"):
-        c.ignore([name])
+    for name in ("layernorm_full_attention_beta", "layernorm_linear_attention_beta", "layernorm_mlp_beta"):
+        c.need(name, 1.0)
+    if set(c.take("attn_type_list", [])) - {1}:
+        raise ConfigError(f"{c.place}: attn_type_list has others than 1: only full attention is supported")
+    c.ignore(["use_mtp", "num_mtp_modules", "mtp_transformer_layers", "max_model_len"])
+    c.ignore(["mlp_intermediate_size", "shared_moe_mode"])  # of layers that this model does not have
     fields = common.decoder(c)
     turned = c.number("rotary_dim", None)
     if turned is not None:
