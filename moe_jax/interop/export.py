@@ -195,6 +195,7 @@ def _write_tensors(
                 made[tensor] = _tensor(parts[tensor], weights, DTYPES[of(tensor)])
                 advance(size(tensor))
             save_file(made, folder / file, metadata={"format": "pt"})
+            shutil.copymode(folder / CONFIG, folder / file)  # the library lets nobody else read it
     if len(files) > 1:
         where = {tensor: file for file, tensors in zip(names, files, strict=True) for tensor in tensors}
         index = {"metadata": {"total_size": total}, "weight_map": where}

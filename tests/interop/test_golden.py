@@ -50,6 +50,8 @@ def test_one_device_in_float32_and_back(family, tmp_path):
     assert before.keys() == after.keys()
     for name, values in before.items():
         np.testing.assert_array_equal(after[name], values, err_msg=name)
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1, "files that the library alone may read"
     again = open_folder(tmp_path / "out")
     assert again.fields == open_folder(GOLDEN / family).fields
 
