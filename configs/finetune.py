@@ -16,6 +16,9 @@ from moe_jax.interop.folder import config_of
 from moe_jax.interop.work_directory import TOKENIZER
 
 
+CAPACITY_FACTOR = 2.0  # in training; evaluation has room for every choice, as the imported model had
+
+
 def get_config(folder: str = ""):
     if not folder:
         raise ValueError("name the folder of the checkpoint: --config=configs/finetune.py:FOLDER")
@@ -24,6 +27,7 @@ def get_config(folder: str = ""):
         config.data.tokenizer = f"hf:{Path(folder).expanduser() / TOKENIZER}"
     config.data.update(sequence_length=512, batch_size=32, mask_documents=True)
     config.moe.update(group_size=512, balance_loss=0.01 if config.moe.num_experts else 0.0)
+    config.moe.capacity_factor = min(config.moe.capacity_factor, CAPACITY_FACTOR)
     config.train.update(steps=500, learning_rate=1e-4, schedule="cosine", warmup_steps=50, b2=0.999, weight_decay=0.0)
     config.train.trainable = ("!experts", "!router") if config.moe.num_experts else ()
     config.eval.update(every=100, batches=20)
