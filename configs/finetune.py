@@ -15,7 +15,6 @@ from pathlib import Path
 from moe_jax.interop.folder import config_of
 from moe_jax.interop.work_directory import TOKENIZER
 
-
 CAPACITY_FACTOR = 2.0  # in training; evaluation has room for every choice, as the imported model had
 
 

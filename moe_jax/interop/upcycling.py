@@ -27,7 +27,12 @@ from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import MoEConfig, RunConfig, architecture
 from moe_jax.interop.load import Weights, by_path, from_paths
 from moe_jax.interop.loaded_model import LoadedModel
-from moe_jax.interop.work_directory import config_of_run, newest_weights, on_mesh
+from moe_jax.interop.work_directory import (
+    config_of_run,
+    newest_weights,
+    on_mesh,
+    one_sequence_a_device,
+)
 from moe_jax.parallel.mesh import make_mesh
 from moe_jax.tasks.registry import task_of
 from moe_jax.train.begin import begin, refuse_used
@@ -54,7 +59,7 @@ def upcycle(source: Path, config: ml_collections.ConfigDict, workdir: Path, opti
     """
     refuse_used(workdir)
     sizes = {axis: size for axis, size in config.mesh.items() if size > 1}
-    dense_run, dense_model = on_mesh(config_of_run(source), sizes)
+    dense_run, dense_model = on_mesh(one_sequence_a_device(config_of_run(source), sizes), sizes)
     run, model = on_mesh(config, sizes)
     parts = check_fits(dense_run, run)
     dense_run, dense = newest_weights(source, dense_run, dense_model)

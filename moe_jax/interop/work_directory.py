@@ -43,9 +43,7 @@ def import_folder(folder: Path, workdir: Path, mesh: Mapping[str, int]) -> None:
     opened = open_folder(folder)
     refuse_used(workdir)
     check_tokenizer(opened)
-    config = config_of(folder)
-    config.data.sequence_length = config.moe.group_size
-    run, model = on_mesh(config, mesh)
+    run, model = on_mesh(one_sequence_a_device(config_of(folder), mesh), mesh)
     weights = load_weights(opened, run, model)
     _keep(opened, workdir)
     begin(run, workdir, Variables(jnp.int32(0), *weights), f"hf:{folder.absolute()}")
@@ -68,7 +66,7 @@ def export_run(workdir: Path, folder: Path, mesh: Mapping[str, int], dtype: str 
     if dtype:
         one_of("--dtype", dtype, names)
     refuse_existing(folder)
-    run, model = on_mesh(config_of_run(workdir), mesh)
+    run, model = on_mesh(one_sequence_a_device(config_of_run(workdir), mesh), mesh)
     kept = open_folder(workdir / KEPT) if (workdir / KEPT / CONFIG).is_file() else None
     family = kept.family if kept else family_of(run)
     run, weights = newest_weights(workdir, run, model)
@@ -96,25 +94,28 @@ def newest_weights(workdir: Path, run: RunConfig, model: Model) -> tuple[RunConf
 
 
 def on_mesh(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> tuple[RunConfig, Model]:
-    """The run of a config on a mesh of these sizes, with a batch that fits it, and the shapes of its weights."""
+    """The run of a config on a mesh of these sizes, and the shapes of its weights. Its batch has to fit the mesh."""
     unknown = [axis for axis in sizes if axis not in AXES]
     if unknown:
         raise ConfigError(f"--mesh names {unknown[0]!r}, which is no axis of a mesh: give some of {', '.join(AXES)}")
     for axis in AXES:
         config.mesh[axis] = sizes.get(axis, 1)
-    devices = math.prod(config.mesh.values())
-    config.data.batch_size = devices
-    config.train.accumulate = 1
-    run = resolve(config, devices)
+    run = resolve(config, math.prod(config.mesh.values()))
     return run, build_model(task_of(run), make_mesh(run.mesh))
 
 
+def one_sequence_a_device(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> ml_collections.ConfigDict:
+    """The config with a batch that fits any mesh, for where no batch is computed; sequences are groups."""
+    config.data.update(batch_size=math.prod(sizes.values()), sequence_length=config.moe.group_size)
+    config.train.accumulate = 1
+    return config
+
+
 def config_of_run(workdir: Path) -> ml_collections.ConfigDict:
-    """The config of the run in a work directory, with sequences of one token: its batches matter to no weight."""
+    """The config of the run in a work directory."""
     written = records.read_fields(workdir)
     config = default_config()
     config.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in written.items()})
-    config.data.sequence_length = config.moe.group_size = 1
     return config
 
 

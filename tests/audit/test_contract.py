@@ -25,6 +25,7 @@ from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
 from moe_jax.resolve import ConfigError, resolve
 
 apply_experts = Experts.__call__
+TENSOR_MESH = {"fsdp": 2, "expert": 2, "tensor": 2}
 MESHES = (
     {"expert": 8},
     {"data": 2, "expert": 4},
@@ -55,8 +56,15 @@ def compiled(mesh, **fields):
 compiled_once = functools.cache(lambda: compiled({"data": 2, "expert": 4}))
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "save_exchange"])
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(
+    ("mesh", "remat"),
+    [
+        pytest.param(mesh, remat, marks=[] if mesh == TENSOR_MESH or remat == "save_exchange" else pytest.mark.slow)
+        for mesh in MESHES
+        for remat in ("none", "full", "save_exchange")
+    ],
+    ids=str,
+)
 def test_the_step_keeps_the_contract(mesh, remat):
     found, run, on = compiled(mesh, **{"model.remat": remat})
     assert violations(found, run, on) == []
@@ -83,7 +91,7 @@ ROUTED = {
 
 
 @pytest.mark.parametrize("fields", ROUTED.values(), ids=ROUTED)
-@pytest.mark.parametrize("mesh", [{"data": 2, "expert": 4}, {"fsdp": 2, "expert": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("mesh", [pytest.param({"data": 2, "expert": 4}, marks=pytest.mark.slow), TENSOR_MESH], ids=str)
 def test_every_way_to_the_experts_keeps_the_contract(mesh, fields):
     found, run, on = compiled(mesh, **fields)
     assert violations(found, run, on) == []
@@ -199,7 +207,6 @@ def test_gradients_summed_over_data_before_they_are_scattered(monkeypatch):
     assert "elements are summed over data, more than" in broken({"data": 2, "fsdp": 4})
 
 
-TENSOR_MESH = {"fsdp": 2, "expert": 2, "tensor": 2}
 SOFT = {"moe.router": "soft", "moe.balance_loss": 0.0, "moe.eval_capacity_factor": 1.25}
 QUANTILE = {"moe.router": "sigmoid", "moe.bias_rate": 1.0, "moe.bias_update": "quantile"}
 

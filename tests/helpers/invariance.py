@@ -26,7 +26,6 @@ MESHES = (
     {"fsdp": 8},
     {"tensor": 2, "data": 4},
 )
-QUICK_MESHES = (MESHES[0], MESHES[5])  # beside MESHES[2], in `make test`
 ROUTINGS = {
     "switch": {"moe.router": "switch", "moe.top_k": 1, "model.tie_embeddings": True},
     "gshard": {
@@ -95,6 +94,7 @@ PARTS_OF_MODELS = {  # what imported families are made of, all at once
     },
 }  # fmt: skip
 OTHER_ROUTINGS |= PARTS_OF_MODELS
+ON_EVERY_MESH = ("top_k", "expert_choice")  # in `make test`, with the default dispatcher; the others on MESHES[2]
 TWO_DISPATCHERS = ("deepseek_v3",)
 ALL_ROUTINGS = ROUTINGS | OTHER_ROUTINGS
 BATCH, LENGTH = 16, 16
@@ -189,9 +189,9 @@ def _is_quick(routing, dispatcher, mesh):
     """Whether `make test` holds the row; `make test-slow` holds the others."""
     if routing in OTHER_ROUTINGS:
         return (mesh == MESHES[2]) if dispatcher == "capacity" else (mesh == MESHES[3] and routing in TWO_DISPATCHERS)
-    if routing == "top_k":
+    if routing in ON_EVERY_MESH:
         return dispatcher == dispatchers_of(routing)[0] or mesh == MESHES[2]
-    return mesh == MESHES[2] or (dispatcher == dispatchers_of(routing)[0] and mesh in QUICK_MESHES)
+    return mesh == MESHES[2]
 
 
 def dispatchers_of(routing):

@@ -9,7 +9,7 @@ import pytest
 from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import default_config
 from moe_jax.interop.upcycling import Options, upcycle
-from moe_jax.interop.work_directory import config_of_run, newest_weights, on_mesh
+from moe_jax.interop.work_directory import config_of_run, newest_weights, on_mesh, one_sequence_a_device
 from moe_jax.train.begin import begin
 from moe_jax.train.evaluate_checkpoint import evaluate_checkpoint
 from moe_jax.train.loop import train
@@ -45,7 +45,7 @@ def config(tiny):
 
 
 def weights_of(workdir):
-    run, model = on_mesh(config_of_run(workdir), {})
+    run, model = on_mesh(one_sequence_a_device(config_of_run(workdir), {}), {})
     _, weights = newest_weights(workdir, run, model)
     leaves = jax.tree_util.tree_leaves_with_path(weights.params)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}

@@ -36,12 +36,12 @@ def result(router, dtype, mesh):
 @pytest.mark.parametrize(
     ("router", "dtype", "mesh"),
     [
-        ("expert_choice", "float32", {"data": 8}),
         ("expert_choice", "float32", {"tensor": 2}),
         ("expert_choice", "float64", {"data": 8}),
-        ("expert_choice", "float64", {"tensor": 2}),
-        ("gshard", "float64", {"data": 8}),
         ("gshard", "float64", {"tensor": 2}),
+        pytest.param("expert_choice", "float32", {"data": 8}, marks=pytest.mark.slow),
+        pytest.param("expert_choice", "float64", {"tensor": 2}, marks=pytest.mark.slow),
+        pytest.param("gshard", "float64", {"data": 8}, marks=pytest.mark.slow),
         *(
             pytest.param(router, "float64", mesh, marks=pytest.mark.slow)
             for router in FIELDS
