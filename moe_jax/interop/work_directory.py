@@ -1,5 +1,6 @@
 """Between Hugging Face folders and work directories."""
 
+import collections
 import dataclasses
 import json
 import math
@@ -14,7 +15,7 @@ from absl import logging
 
 from moe_jax.config.rules import ConfigError, MachineError, one_of
 from moe_jax.config.schema import LoraConfig, RunConfig, default_config
-from moe_jax.interop.export import NAMES_OF_DTYPES, family_of, refuse_existing, write_folder
+from moe_jax.interop.export import NAMES_OF_DTYPES, differences, family_of, refuse_existing, write_folder
 from moe_jax.interop.folder import CARRIED, CONFIG, Folder, config_of, open_folder
 from moe_jax.interop.load import Weights, load_weights
 from moe_jax.interop.quantized import dequantized
@@ -69,16 +70,21 @@ def export_run(workdir: Path, folder: Path, mesh: Mapping[str, int], dtype: str 
     run, model = on_mesh(one_sequence_a_device(config_of_run(workdir), mesh), mesh)
     kept = open_folder(workdir / KEPT) if (workdir / KEPT / CONFIG).is_file() else None
     family = kept.family if kept else family_of(run)
+    if differing := differences(family, run):
+        raise ConfigError(
+            f"--workdir={workdir}: a {family.architecture} cannot say {', '.join(differing)}, which the run has"
+        )
     run, weights = newest_weights(workdir, run, model)
-    described, types = (kept.described, _types(workdir / KEPT)) if kept else (None, {})
+    types = _types(workdir / KEPT) if kept and not dtype else {}
+    most = collections.Counter(types.values()).most_common(1)
     write_folder(
         folder,
         run,
         weights,
         family,
-        names[dtype] if dtype else "F32",
-        described=described,
-        dtypes={} if dtype else types,
+        names[dtype] if dtype else most[0][0] if most else "F32",
+        described=kept.described if kept else None,
+        dtypes=types,
         carried=kept.path if kept else None,
     )
 

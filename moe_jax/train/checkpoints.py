@@ -26,7 +26,7 @@ from moe_jax.train.state import TrainState, Variables
 
 args = ocp.args
 DRAFT = "orbax-checkpoint-tmp"  # what the name of a checkpoint that is not whole yet contains
-WEIGHTS_ONLY = "weights_only"  # in the data of a checkpoint that has no more
+WEIGHTS_ONLY = "weights_only"  # in the data of a checkpoint that has no more: which of them it has
 RESTARTS = 10  # of a restore beside a run that keeps removing its older checkpoints
 OS_ERROR = re.compile(r"(?:os_error_code='|OS error )(\d+)")  # how TensorStore words a failure of the system
 
@@ -104,7 +104,8 @@ class Checkpoints:
         A run that restores them draws what else its state needs. Raises MachineError, in one line, where the system
         refuses.
         """
-        self._begin(int(weights.step), weights._asdict(), HostState(position=0)._asdict() | {WEIGHTS_ONLY: True})
+        parts = [name for name, tree in weights._asdict().items() if jax.tree.leaves(tree)]
+        self._begin(int(weights.step), weights._asdict(), HostState(position=0)._asdict() | {WEIGHTS_ONLY: parts})
         self.wait()
 
     def _begin(self, step: int, state: dict[str, Any], data: dict[str, Any]) -> None:
@@ -180,13 +181,17 @@ class Checkpoints:
 
     def _read(self, step: int, shapes: TrainState) -> Restored:
         data = self._read_data(step)
-        if not data.pop(WEIGHTS_ONLY, False):
+        parts = data.pop(WEIGHTS_ONLY, None)
+        if parts is None:
             return Restored(TrainState(**self._read_state(step, shapes._asdict())), HostState(**data))
-        weights = self._read_state(step, shapes.variables._asdict(), some=True)
+        there = {name: tree for name, tree in shapes.variables._asdict().items() if name in parts}
+        weights = self._read_state(step, there, some=True)
         return Restored(shapes._replace(**weights), HostState(**data), weights_only=True)
 
     def _read_weights(self, step: int, shapes: Variables) -> Variables:
-        self._read_data(step)
+        parts = self._read_data(step).get(WEIGHTS_ONLY)
+        if parts is not None and jax.tree.leaves(shapes.balance_bias) and "balance_bias" not in parts:
+            raise ValueError("it has weights without balance biases: train a step with them first")
         return Variables(**self._read_state(step, shapes._asdict()))
 
     def _read_data(self, step: int) -> dict[str, Any]:

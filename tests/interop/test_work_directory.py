@@ -85,6 +85,7 @@ def test_the_whole_story(folder, finetune, tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (out / name).read_bytes() == (folder / name).read_bytes()
     assert not (out / "weights.bin").exists()
+    assert json.loads((out / "config.json").read_text()) == json.loads((folder / "config.json").read_text())
     old, new = (load_file(path / "model.safetensors") for path in (folder, out))
     assert {name: (t.shape, t.dtype) for name, t in old.items()} == {
         name: (t.shape, t.dtype) for name, t in new.items()
@@ -158,3 +159,12 @@ def test_a_run_that_no_family_says(make_run, set_up_once, tmp_path):
     with pytest.raises(ConfigError, match="no family of Hugging Face's"):
         export_run(tmp_path / "run", tmp_path / "out", {})
     assert jax.device_count() == 8 and not (tmp_path / "out").exists()
+
+
+def test_a_bias_that_the_family_does_not_have(folder, finetune, tmp_path):
+    """Training may add a balance bias to a model, and then its family cannot say it any more."""
+    import_folder(folder, tmp_path / "run", {})
+    assert train(finetune({"train.steps": 1, "moe.bias_rate": 0.01, "train.trainable": ()}), tmp_path / "run") == 0
+    with pytest.raises(ConfigError, match=r"MixtralForCausalLM cannot say .*moe\.balance_bias"):
+        export_run(tmp_path / "run", tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
