@@ -17,6 +17,9 @@ from moe_jax.interop.table import Binding, Mismatch, compare
 from moe_jax.interop.tensors import Tensor, open_tensors
 from moe_jax.train.state import Model
 
+# Tensors of any family that no logits depend on: tables of older releases, which the config says again, and with tied
+# embeddings an output head of its own, which transformers does not read either.
+WITHOUT_COUNTERPART, TIED_HEAD = (r".*\.rotary_emb\.inv_freq",), r"lm_head\.weight"
 LISTED = 5  # names of tensors in a message
 
 
@@ -48,10 +51,9 @@ def bindings_of(folder: Folder, run: RunConfig, shapes: Mapping[str, Any]) -> Se
 
 def _used(folder: Folder, run: RunConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors but for those that no logits depend on."""
-    patterns = [
-        re.compile(pattern.replace("{num_layers}", str(run.model.num_layers)))
-        for pattern in folder.family.without_counterpart
-    ]
+    left_out = [*WITHOUT_COUNTERPART, *folder.family.without_counterpart]
+    left_out += [TIED_HEAD] if run.model.tie_embeddings else []
+    patterns = [re.compile(pattern.replace("{num_layers}", str(run.model.num_layers))) for pattern in left_out]
     left = [name for name in tensors if any(pattern.fullmatch(name) for pattern in patterns)]
     if left:
         logging.info("%s: %d tensors that no logits depend on are left out: %s ...", folder.path, len(left), left[0])

@@ -232,3 +232,20 @@ def write_raw(folder, tensors):
     text = json.dumps(header).encode()
     content = len(text).to_bytes(8, "little") + text + b"".join(values.tobytes() for _, values in tensors.values())
     (folder / "model.safetensors").write_bytes(content)
+
+
+def test_tensors_that_no_logits_depend_on(single):
+    """Older folders have tables of frequencies, and some with tied embeddings a head that is not read."""
+    ids = np.arange(8).reshape(2, 4)
+    expected = np.asarray(load_hf(single)(ids))
+    tensors = load_file(single / "model.safetensors")
+    tables = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": np.ones(3, np.float32) for i in range(3)}
+    save_file(tensors | tables, single / "model.safetensors")
+    np.testing.assert_array_equal(load_hf(single)(ids), expected)
+    head = tensors.pop("lm_head.weight")
+    change_config(single, tie_word_embeddings=True)
+    save_file(tensors, single / "model.safetensors")
+    tied = np.asarray(load_hf(single)(ids))
+    save_file(tensors | {"lm_head.weight": head}, single / "model.safetensors")
+    np.testing.assert_array_equal(load_hf(single)(ids), tied)
+    assert (tied != expected).any()
