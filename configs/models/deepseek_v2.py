@@ -9,6 +9,7 @@ The architecture is that of the released weights. How it is trained is in `base.
 Cost: 128 accelerators or a multiple.
 """
 
+import math
 import runpy
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def get_config():
     config.attention.kv_rank = 512
     config.attention.rope_dim = 64
     config.attention.value_dim = 128
-    config.attention.scale = 0.11472138679292611
+    config.attention.scale = (128 + 64) ** -0.5 * (0.1 * 0.707 * math.log(40) + 1) ** 2  # YaRN, mscale_all_dim
     config.attention.rope_interleaved = True
 
     config.moe.num_experts = 160

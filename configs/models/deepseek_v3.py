@@ -4,11 +4,13 @@
     published  671B              37B
     counted    671,026,404,352   37,552,282,624
 
-The architecture is that of the released weights. How it is trained is in `base.py`, but for what stands here.
+The published active count leaves one of the two embeddings out, both counts the layer for multi-token prediction. The
+architecture is that of the released weights. How it is trained is in `base.py`, but for what stands here.
 
 Cost: 256 accelerators or a multiple.
 """
 
+import math
 import runpy
 from pathlib import Path
 
@@ -34,7 +36,7 @@ def get_config():
     config.attention.kv_rank = 512
     config.attention.rope_dim = 64
     config.attention.value_dim = 128
-    config.attention.scale = 0.1352337788608801
+    config.attention.scale = (128 + 64) ** -0.5 * (0.1 * math.log(40) + 1) ** 2  # YaRN, mscale_all_dim
     config.attention.rope_interleaved = True
 
     config.moe.num_experts = 256

@@ -20,6 +20,7 @@ def get_config():
     config.model.d_model = 4096
     config.model.d_ff = 12_288
     config.model.num_heads = 64
+    config.model.num_kv_heads = 4
     config.model.head_dim = 128
     config.model.vocab_size = 151_936
     config.model.activation = "swiglu"

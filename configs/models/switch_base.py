@@ -5,8 +5,9 @@
     counted    3,705,785,088     110,217,984
 
 The original is an encoder and a decoder of 12 layers each. This is the decoder alone, without cross-attention, and so
-with about half of the published parameters; with twice the layers the count is 7.4B. Layers are Switch's own: an MoE
-layer of 128 experts in every other block, one for each token, positions are rotary, and groups are a sequence of 512.
+with about half of the published parameters; two stacks and cross-attention are 7.4B. Every other layer is an MoE layer
+of 128 experts, one for each token. Feed-forwards are gated, as the table says (the checkpoint released later has as
+many parameters in two matrices of 3,072). Positions are rotary, a group is a sequence of 512.
 
 Cost: 8 accelerators or a multiple.
 """

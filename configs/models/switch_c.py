@@ -5,8 +5,10 @@
     counted    785,560,087,520   769,764,320
 
 The original is an encoder and a decoder of 15 layers each. This is the decoder alone, without cross-attention, and so
-with about half of the published parameters; with twice the layers the count is 1,571B. Layers are Switch's own: 2,048
-experts, one for each token, in every block, positions are rotary, and groups are a sequence of 512.
+with about half of the published parameters; two stacks and cross-attention are 1,571B. Every layer is an MoE layer of
+2,048 experts, one for each token. Positions are rotary, a group is a sequence of 512.
+
+Everything that is not set here is as in `switch_base.py`.
 
 Cost: 32 accelerators or a multiple.
 """
@@ -23,7 +25,6 @@ def get_config():
     config.model.d_ff = 6144
     config.model.num_heads = 32
     config.model.num_kv_heads = 32
-    config.model.head_dim = 64
     config.model.activation = "relu"
 
     config.moe.num_experts = 2048

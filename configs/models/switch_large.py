@@ -5,8 +5,12 @@
     counted    13,526,549,504    342,803,456
 
 The original is an encoder and a decoder of 24 layers each. This is the decoder alone, without cross-attention, and so
-with about half of the published parameters; with twice the layers the count is 27.0B. Layers are Switch's own: an MoE
-layer of 128 experts in every other block, one for each token, positions are rotary, and groups are a sequence of 512.
+with about half of the published parameters; two stacks and cross-attention are 27.1B. The difference from 26B is in the
+experts: the table says gated ones of 2,816, as here, while two matrices of 4,096, which the checkpoint released later
+has, would be 26.3B. Every other layer is an MoE layer of 128 experts, one for each token. Positions are rotary, a group
+is a sequence of 512.
+
+Everything that is not set here is as in `switch_base.py`.
 
 Cost: 8 accelerators or a multiple.
 """
@@ -23,11 +27,4 @@ def get_config():
     config.model.d_ff = 2816
     config.model.num_heads = 16
     config.model.num_kv_heads = 16
-    config.model.head_dim = 64
-    config.model.activation = "geglu"
-
-    config.moe.num_experts = 128
-    config.moe.every = 2
-
-    config.mesh.expert = 8
     return config

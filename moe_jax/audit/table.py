@@ -9,10 +9,11 @@ from jax.sharding import Mesh
 from moe_jax.audit.contract import violations
 from moe_jax.audit.program import bytes_sent, collectives
 from moe_jax.config.schema import RunConfig
+from moe_jax.resolve.counting import causal_flops_per_token, count
 
 
 def audit(run: RunConfig, mesh: Mesh, compiled: jax.stages.Compiled, compile_seconds: float) -> dict[str, Any]:
-    """Memory and communication of a step, per device.
+    """Memory and communication of a step, per device, and the FLOPs a token that `resolve` counts for the model.
 
     `collectives` has a row for each kind, axes and way of running. Its `count` is the number of runs in a step, `bytes`
     their payload and `bytes_sent` what the ring formula sends of it, both summed over the runs; `beside_matmul` counts
@@ -40,6 +41,8 @@ def audit(run: RunConfig, mesh: Mesh, compiled: jax.stages.Compiled, compile_sec
         )
     return {
         "devices": mesh.size,
+        "flops_per_token": count(run).flops_per_token,
+        "causal_flops_per_token": causal_flops_per_token(run),
         "mesh": dict(mesh.shape),
         "peak_memory_bytes": memory.peak_memory_in_bytes,
         "bytes_sent": sum(row["bytes_sent"] for row in rows),
@@ -54,6 +57,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['devices']} devices: {result['bytes_sent'] / 1e9:.2f} GB sent a device and step, peak memory "
         f"{result['peak_memory_bytes'] / 1e9:.2f} GB, compiled in {result['compile_seconds']:.0f} s.",
+        f"The model takes {result['flops_per_token'] / 1e9:,.2f} GFLOPs a token, "
+        f"{result['causal_flops_per_token'] / 1e9:,.2f} with half of the scores (moe_jax/resolve/counting.py).",
         "",
         "| collective | over | asynchronous | runs a step | of them beside a matmul | GB sent |",
         "|---|---|---|---|---|---|",

@@ -55,8 +55,9 @@ def count(run: RunConfig) -> Counts:
 
 
 def causal_flops_per_token(run: RunConfig) -> int:
-    """Training FLOPs a token where causal attention counts its half of the scores alone, as most published figures do
-    (Megatron-LM, MaxText): those of `count` less the scores that no position needs.
+    """Training FLOPs a token as most published figures count them (Megatron-LM, MaxText): those of `count` less half of
+    the scores, since causal attention needs only half of them. A window counts half too, by their convention, although
+    nearly all positions see the whole of one that is short.
     """
     return count(run).flops_per_token - 3 * _all_layers(run).score_multiply_adds
 

@@ -8,7 +8,7 @@ from moe_jax.config.schema import MoEConfig, RunConfig, TrainConfig, flatten
 from moe_jax.moe.dispatchers import dispatcher_of
 from moe_jax.moe.plan import DROP_ORDERS
 from moe_jax.moe.routers import ROUTERS
-from moe_jax.resolve.counting import count
+from moe_jax.resolve.counting import causal_flops_per_token, count
 
 
 def describe(run: RunConfig) -> list[str]:
@@ -17,7 +17,8 @@ def describe(run: RunConfig) -> list[str]:
     lines = [
         f"parameters: {counts.total_params:,} in all, {counts.active_params:,} active for a token "
         f"({counts.embedding_params:,} of them embeddings)",
-        f"FLOPs: {counts.flops_per_token:,} a token, forward and backward",
+        f"FLOPs: {counts.flops_per_token:,} a token, forward and backward; {causal_flops_per_token(run):,} with the "
+        "half of the scores that causal attention needs",
     ]
     for part in moe_segments(run):
         moe = part.moe

@@ -138,8 +138,10 @@ def test_feed_forward_by_hand():
     assert feed_forward_params(4, 8, "swiglu") == feed_forward_params(4, 8, "geglu") == 96
 
 
-PUBLISHED = {  # total, active; None: to the last digit printed
-    "glam_0b1_64e.py": ("1.9B", None, "145M", 0.06),
+# Total, active, and how far a count may be from each; None: it is published to the last digit printed. Where more than
+# 0.5% are allowed, the comment says why.
+PUBLISHED = {
+    "glam_0b1_64e.py": ("1.9B", None, "145M", 0.06),  # what is counted is not known: see its header
     "glam_1b7_64e.py": ("27B", None, "1.879B", None),
     "glam_8b_64e.py": ("143B", None, "9.8B", None),
     "glam_64b_64e.py": ("1.2T", None, "96.6B", None),
@@ -148,20 +150,21 @@ PUBLISHED = {  # total, active; None: to the last digit printed
     "models/mixtral_8x22b.py": ("141B", None, "39B", None),
     "models/olmoe_1b_7b.py": ("6.9B", None, "1.3B", None),
     "models/qwen1_5_moe_a2_7b.py": ("14.3B", None, "2.7B", None),
-    "models/qwen3_30b_a3b.py": ("30.5B", None, "3.3B", 0.02),
+    "models/qwen3_30b_a3b.py": ("30.5B", None, "3.3B", 0.02),  # 3.35, printed without rounding
     "models/qwen3_235b_a22b.py": ("235B", None, "22B", None),
     "models/deepseek_v2.py": ("236B", None, "21B", None),
-    "models/deepseek_v3.py": ("671B", None, "37B", 0.02),
+    "models/deepseek_v3.py": ("671B", None, "37B", None),
+    # The published total has an MoE layer in place of the dense one: see the test below. The rest is not known.
     "models/kimi_k2.py": ("1.04T", 0.015, "32.6B", 0.01),
     "models/gpt_oss_20b.py": ("20.9B", None, "3.6B", None),
     "models/gpt_oss_120b.py": ("116.8B", None, "5.1B", None),
     "models/gpt4_described.py": ("1.8T", None, "280B", None),
 }
-LOOKUP_LEFT_OUT = ("models/gpt_oss_20b.py", "models/gpt_oss_120b.py")  # of the published active count
-TWO_STACKS = {  # Switch's published totals are of an encoder and a decoder: those of twice the layers
+LOOKUP_LEFT_OUT = tuple(f"models/{name}.py" for name in ("gpt_oss_20b", "gpt_oss_120b", "deepseek_v3"))  # of active
+TWO_STACKS = {  # Switch's published totals are of an encoder and a decoder
     "models/switch_base.py": ("7B", None),
-    "models/switch_large.py": ("26B", 0.04),
-    "models/switch_xxl.py": ("395B", 0.015),
+    "models/switch_large.py": ("26B", 0.045),  # of experts of another shape: see its header
+    "models/switch_xxl.py": ("395B", None),
     "models/switch_c.py": ("1571B", None),
 }
 # Training GFLOPs a token that others print for their systems (Megatron-Bridge, MaxText, NeMo), at these lengths.
@@ -203,14 +206,23 @@ def test_full_shape(name):
 def test_full_shape_of_one_of_two_stacks(name):
     header, run = load(name)
     total, tolerance = TWO_STACKS[name]
-    counts = count(run)
-    twice = count(dataclasses.replace(run, model=dataclasses.replace(run.model, num_layers=2 * run.model.num_layers)))
-    assert within(twice.total_params, total, tolerance)
+    counts, model = count(run), run.model
+    twice = count(dataclasses.replace(run, model=dataclasses.replace(model, num_layers=2 * model.num_layers)))
+    cross_attention = 4 * model.d_model * model.num_heads * model.head_dim + model.d_model
+    both = twice.total_params + model.num_layers * cross_attention
+    assert within(both, total, tolerance)
     assert re.search(rf"published +{re.escape(total)} +-\n", header)
     assert re.search(rf"counted +{counts.total_params:,} +{counts.active_params:,}\n", header)
-    said = re.search(r"twice the layers the\s+count\s+is\s+([\d,.]+B)", header)
-    assert said and within(twice.total_params, said[1].replace(",", ""), None)
+    said = re.search(r"two stacks and cross-attention are ([\d,.]+B)", header)
+    assert said and within(both, said[1].replace(",", ""), None)
     assert num_params(abstract_model(run).shapes) == counts.total_params
+
+
+def test_kimi_k2_is_published_with_an_moe_layer_more():
+    run = load("models/kimi_k2.py").run
+    counts = count(dataclasses.replace(run, moe=dataclasses.replace(run.moe, first_dense=0)))
+    assert within(counts.total_params, "1.04T", None)
+    assert within(counts.total_params, "1043.0B", None)
 
 
 def test_every_full_shape_has_a_row():

@@ -45,7 +45,9 @@ def test_size_by_hand():
     # Attention 4 * 4 * 4, feed-forward 2 * 4 * 8, norms 3 * 4, embeddings 2 * 264 * 4.
     assert lines[0] == "parameters: 2,252 in all, 2,252 active for a token (2,112 of them embeddings)"
     # 6 a weight that is multiplied (64 + 64 + 264 * 4), and 12 * 16 * 4 for scores and values.
-    assert lines[1] == "FLOPs: 7,872 a token, forward and backward"
+    assert lines[1] == (
+        "FLOPs: 7,872 a token, forward and backward; 7,488 with the half of the scores that causal attention needs"
+    )
     assert len(lines) == 2, "a dense model has no capacity"
 
 
