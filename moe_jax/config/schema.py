@@ -276,7 +276,7 @@ NOT_IDENTITY = frozenset(
 OF_TRAINING = frozenset(
     {
         *("model.dtype", "model.init_scale"),
-        *("moe.expert_dropout", "moe.temperature", "moe.final_temperature", "moe.jitter", "moe.exchange_dtype"),
+        *("moe.expert_dropout", "moe.jitter", "moe.exchange_dtype"),
         *("moe.capacity_factor", "moe.capacity_factor_by_layer", "moe.group_size", "moe.drop_order"),
         *("moe.balance_loss", "moe.balance_scope", "moe.importance_loss", "moe.load_loss", "moe.z_loss"),
         *("moe.entropy_loss", "moe.penalty", "moe.penalty_loss"),

@@ -142,6 +142,12 @@ def _warn(corpus: Corpus, config: DataConfig) -> None:
             *(config.holdout_fraction, heldout, train),
         )
     for source, rows in zip(corpus.sources, corpus.train_rows, strict=True):
+        if cut := rows.long_prompts():
+            logging.warning(
+                "data.source=%r: %d of %d prompts are as long as data.sequence_length=%d or longer, so that their text "
+                "never stands in a row with all of its prompt: raise it",
+                *(source, cut, rows.num_documents, config.sequence_length),
+            )
         if rows.is_padded:
             logging.warning(
                 "data.source=%r has less text to train on than one row of data.sequence_length=%d: give more text, or "

@@ -63,6 +63,16 @@ class Rows:
         self._rows = whole + bool(rest and (keep_last or not whole))
         self.is_padded = self._rows > whole  # whether the last row is not full
 
+    @property
+    def num_documents(self) -> int:
+        """Documents that the rows are made of."""
+        return len(self._order)
+
+    def long_prompts(self) -> int:
+        """Documents whose prompt fills a row, so that no row holds all of it and a token of the text."""
+        prompts = self._documents.prompts
+        return 0 if prompts is None else int(np.sum(np.asarray(prompts) >= self.sequence_length))
+
     def __len__(self) -> int:
         return self._rows
 

@@ -64,6 +64,11 @@ class Description:
             raise ConfigError(f"{self.place}: {name}={value!r} is not supported for this family, only {listed} is")
         return value
 
+    def say_one_of(self, *names: str) -> None:
+        """Raises ConfigError unless a field is there whose default in this family is not the usual one."""
+        if all(self._fields.get(name) is None for name in names):
+            raise ConfigError(f"{self.place} has no {' or '.join(names)}, without which this model is unknown: add it")
+
     def ignore(self, names: Iterable[str]) -> None:
         """Fields without effect here."""
         self._used.update(names)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ DESCRIBED = (
     *("moe.num_experts", "moe.top_k", "moe.every", "moe.first_dense", "moe.normalize_gates", "moe.routed_scaling"),
     *("moe.num_shared_experts", "moe.shared_gate", "moe.expert_bias", "moe.router_bias", "moe.expert_groups"),
     *("moe.top_groups", "moe.group_score", "moe.null_experts"),
+    *("moe.temperature", "moe.final_temperature", "moe.router_dtype"),
     *("moe.num_experts_by_layer", "moe.top_k_by_layer", "moe.router_by_layer"),
 )
 NOT_DESCRIBED = ("attention.kernel", "attention.chunk")
@@ -151,6 +153,8 @@ def _described(family: Family, run: RunConfig, dtype: str, original: Mapping[str
     """config.json, saying how the tensors are stored: quantised ones become the numbers that they stand for."""
     described = dict(original) if original else _new(family, run)
     described.pop("quantization_config", None)
+    described.pop("auto_map", None)  # names code that does not come along
+    described["model_type"] = family.model_type
     described["architectures"] = [family.architecture]
     described["torch_dtype" if "torch_dtype" in described else "dtype"] = NAMES_OF_DTYPES[dtype]
     return described
@@ -166,17 +170,17 @@ def _new(family: Family, run: RunConfig) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _draft(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that becomes it, or is removed."""
-    draft = folder.with_name(f"{folder.name}.partial")
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        yield draft
-        draft.rename(folder)
-    except OSError as error:
-        raise MachineError(f"{folder} cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    """A folder beside `folder`, of a name that nobody else has, that becomes it or is removed."""
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+            stack.callback(shutil.rmtree, draft, ignore_errors=True)
+            shutil.copymode(folder.parent, draft)  # the library lets nobody else into it
+            yield draft
+            draft.rename(folder)
+        except OSError as error:
+            raise MachineError(f"{folder} cannot be written ({error.strerror or error})") from None
 
 
 def _write_tensors(

@@ -37,7 +37,12 @@ def open_folder(path: Path) -> Folder:
     if family is None:
         raise ConfigError(f"{path / CONFIG}: model_type={name!r} is not supported, only {', '.join(FAMILIES)} are")
     description = Description(described, str(path / CONFIG))
-    fields = family.read(description)
+    try:
+        fields = family.read(description)
+    except ConfigError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path / CONFIG} has a field of an impossible value ({error}): correct it") from None
     description.finish()
     return Folder(path, family, described, fields)
 

@@ -15,7 +15,7 @@ from absl import logging
 
 from moe_jax.config.rules import ConfigError, MachineError, one_of
 from moe_jax.config.schema import LoraConfig, RunConfig, default_config
-from moe_jax.interop.export import NAMES_OF_DTYPES, differences, family_of, refuse_existing, write_folder
+from moe_jax.interop.export import NAMES_OF_DTYPES, differences, disagreements, family_of, refuse_existing, write_folder
 from moe_jax.interop.folder import CARRIED, CONFIG, Folder, config_of, open_folder
 from moe_jax.interop.load import Weights, load_weights
 from moe_jax.interop.quantized import dequantized
@@ -30,6 +30,7 @@ from moe_jax.train.checkpoints import Checkpoints
 from moe_jax.train.state import Model, Variables, build_model
 
 KEPT = "hf"  # folder of a work directory with what came with the weights: config.json, tokenizer and the like
+FROM_FOLDER = "hf:"  # what the origin of such a run begins with
 TYPES = "dtypes.json"  # in there: {tensor: its type}, so that an export has the types of the import
 TOKENIZER = "tokenizer.json"
 UNQUANTIZED = "BF16"  # what the numbers behind quantised tensors are exported in
@@ -47,7 +48,7 @@ def import_folder(folder: Path, workdir: Path, mesh: Mapping[str, int]) -> None:
     run, model = on_mesh(one_sequence_a_device(config_of(folder), mesh), mesh)
     weights = load_weights(opened, run, model)
     _keep(opened, workdir)
-    begin(run, workdir, Variables(jnp.int32(0), *weights), f"hf:{folder.absolute()}")
+    begin(run, workdir, Variables(jnp.int32(0), *weights), f"{FROM_FOLDER}{folder.absolute()}")
     logging.info("%s is at step 0 of %s, a %s", workdir, folder, opened.family.architecture)
 
 
@@ -68,9 +69,9 @@ def export_run(workdir: Path, folder: Path, mesh: Mapping[str, int], dtype: str 
         one_of("--dtype", dtype, names)
     refuse_existing(folder)
     run, model = on_mesh(one_sequence_a_device(config_of_run(workdir), mesh), mesh)
-    kept = open_folder(workdir / KEPT) if (workdir / KEPT / CONFIG).is_file() else None
+    kept = open_folder(workdir / KEPT) if _began_with_folder(workdir) else None
     family = kept.family if kept else family_of(run)
-    if differing := differences(family, run):
+    if differing := disagreements(kept.fields, run) if kept else differences(family, run):
         raise ConfigError(
             f"--workdir={workdir}: a {family.architecture} cannot say {', '.join(differing)}, which the run has"
         )
@@ -145,6 +146,7 @@ def check_tokenizer(opened: Folder) -> None:
 def _keep(opened: Folder, workdir: Path) -> None:
     """Copies what came with the weights into the work directory."""
     kept = workdir / KEPT
+    shutil.rmtree(kept, ignore_errors=True)  # of an import that was killed
     tensors = dequantized(open_tensors(opened.path))
     types = {name: tensor.dtype if isinstance(tensor, Stored) else UNQUANTIZED for name, tensor in tensors.items()}
     try:
@@ -155,6 +157,12 @@ def _keep(opened: Folder, workdir: Path) -> None:
         (kept / TYPES).write_text(json.dumps(types, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise MachineError(f"{kept} cannot be written ({error.strerror or error})") from None
+
+
+def _began_with_folder(workdir: Path) -> bool:
+    """Whether the run's weights came from the folder whose config.json was kept, and not what a killed import left."""
+    came_from = records.origin(workdir).get(records.ORIGIN, "")
+    return came_from.startswith(FROM_FOLDER) and (workdir / KEPT / CONFIG).is_file()
 
 
 def _types(kept: Path) -> dict[str, str]:

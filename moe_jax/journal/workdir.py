@@ -140,6 +140,17 @@ def origin(workdir: Path) -> dict[str, str]:
     return {} if written is None else {ORIGIN: written}
 
 
+def known_origin(workdir: Path) -> str:
+    """Where the weights of checkpoint 0 came from. Raises ConfigError where an import was killed before it said so."""
+    came_from = origin(workdir)
+    if not came_from:
+        raise ConfigError(
+            f"--workdir={workdir} has weights of an import that did not end, and it is not known of which model: "
+            "import again, or choose another directory"
+        )
+    return came_from[ORIGIN]
+
+
 def refuse_lost_weights(workdir: Path) -> None:
     """Raises ConfigError where a run that began with given weights has lost its checkpoints: others would be drawn."""
     if came_from := origin(workdir):

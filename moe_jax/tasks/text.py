@@ -125,7 +125,12 @@ class TextDataset:
         Bits a byte are NaN where it is not known how many bytes the tokens stand for.
         """
         if not sums.tokens.sum():
-            raise ValueError("there is no held-out text to evaluate on: raise data.holdout_fraction")
+            remedy = (
+                "raise data.holdout_fraction"
+                if not self.run.data.prompt_field
+                else ("raise data.holdout_fraction, eval.batches, or data.sequence_length, which prompts may fill")
+            )
+            raise ValueError(f"there is no held-out text to evaluate on: {remedy}")
         known = self.corpus.knows_bytes
         bits = lambda nats, text: float(nats / math.log(2) / max(text, 1)) if known else math.nan
         present = [(name, i) for i, name in enumerate(self.corpus.domains) if sums.tokens[i]]

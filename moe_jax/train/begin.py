@@ -1,5 +1,6 @@
 """A work directory at step 0 whose weights are given, from another framework or from another model."""
 
+import shutil
 from pathlib import Path
 
 from moe_jax.config.rules import ConfigError
@@ -29,6 +30,7 @@ def begin(run: RunConfig, workdir: Path, weights: Variables, origin: str) -> Non
     with records.own(workdir):
         refuse_used(workdir)
         records.prepare(workdir, run)
+        shutil.rmtree(workdir / "checkpoints", ignore_errors=True)
         with Checkpoints(workdir, run.checkpoint) as checkpoints:
             checkpoints.save_weights(weights)
         records.claim_for_weights(workdir, run, origin)
@@ -36,8 +38,8 @@ def begin(run: RunConfig, workdir: Path, weights: Variables, origin: str) -> Non
 
 def refuse_used(workdir: Path) -> None:
     """Raises ConfigError where `workdir` holds a run or checkpoints: nothing is written over, but for what an import
-    that was killed has left.
+    that was killed has left, which is a checkpoint 0 without config.json.
     """
-    checkpoints = [path for path in workdir.glob("checkpoints/*") if DRAFT not in path.name]
+    checkpoints = [path for path in workdir.glob("checkpoints/*") if DRAFT not in path.name and path.name != "0"]
     if (workdir / CONFIG).exists() or checkpoints:
         raise ConfigError(f"--workdir={workdir} holds a run already, and nothing is written over: choose another")

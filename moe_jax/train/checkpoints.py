@@ -182,6 +182,7 @@ class Checkpoints:
     def _read(self, step: int, shapes: TrainState) -> Restored:
         data = self._read_data(step)
         parts = data.pop(WEIGHTS_ONLY, None)
+        parts = list(Variables._fields) if parts is True else parts
         if parts is None:
             return Restored(TrainState(**self._read_state(step, shapes._asdict())), HostState(**data))
         there = {name: tree for name, tree in shapes.variables._asdict().items() if name in parts}
@@ -190,7 +191,7 @@ class Checkpoints:
 
     def _read_weights(self, step: int, shapes: Variables) -> Variables:
         parts = self._read_data(step).get(WEIGHTS_ONLY)
-        if parts is not None and jax.tree.leaves(shapes.balance_bias) and "balance_bias" not in parts:
+        if isinstance(parts, list) and jax.tree.leaves(shapes.balance_bias) and "balance_bias" not in parts:
             raise ValueError("it has weights without balance biases: train a step with them first")
         return Variables(**self._read_state(step, shapes._asdict()))
 

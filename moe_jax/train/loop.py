@@ -66,8 +66,7 @@ def _train(run: RunConfig, workdir: Path, home: records.Home) -> int:
         elif restored.weights_only:
             given = restored.state.variables
             restored = Restored(init_state(setup.task, setup.shapes, setup.optimizer, given), restored.host)
-            came_from = records.origin(workdir).get(records.ORIGIN, "not known where from")
-            logging.info("Begins with the weights that %s holds: %s", workdir, came_from)
+            logging.info("Begins with the weights that %s holds: %s", workdir, records.known_origin(workdir))
         else:
             batches.seek(restored.host.position)
             logging.info("Resumed at step %d", restored.state.step)

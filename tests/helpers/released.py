@@ -248,6 +248,7 @@ RELEASED["deepseek-v3"] = DEEPSEEK_V3
 RELEASED["kimi-k2"] = DEEPSEEK_V3 | {
     "model_type": "kimi_k2",
     "num_attention_heads": 64,
+    "num_key_value_heads": 64,
     "n_routed_experts": 384,
     "n_group": 1,
     "topk_group": 1,

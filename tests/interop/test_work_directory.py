@@ -14,9 +14,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from moe_jax.benchmarks.importing import write_random
 from moe_jax.config.rules import ConfigError
+from moe_jax.interop import work_directory
 from moe_jax.interop.families import FAMILIES
 from moe_jax.interop.loaded_model import load_hf
 from moe_jax.interop.work_directory import export_run, import_folder
+from moe_jax.journal import workdir as records
 from moe_jax.resolve import resolve
 from moe_jax.train.begin import begin
 from moe_jax.train.evaluate_checkpoint import evaluate_checkpoint
@@ -109,6 +111,42 @@ def test_fine_tuning_leaves_experts_and_routers_alone_by_default(folder, finetun
     same = {name for name in old if (old[name] == new[name]).all()}
     assert {name for name in old if "block_sparse_moe" in name} <= same
     assert not any("self_attn.q_proj" in name or "lm_head" in name for name in same)
+
+
+def killed(*arguments):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("module", "step"), [(work_directory, "begin"), (records, "claim_for_weights")])
+def test_what_a_killed_import_left_is_part_of_no_other(folder, finetune, tmp_path, monkeypatch, module, step):
+    """Killed behind the copies of files, or behind the weights: another import replaces both, no training takes them."""
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, step, killed)
+        import_folder(folder, workdir, {})
+    assert (workdir / "hf" / "tokenizer.json").exists() and not (workdir / "config.json").exists()
+    if (workdir / "checkpoints" / "0").exists():
+        with pytest.raises(ConfigError, match="an import that did not end"):
+            train(finetune(), workdir)
+    import_folder(GOLDEN / "llama", workdir, {})
+    assert not (workdir / "hf" / "tokenizer.json").exists()
+    export_run(workdir, tmp_path / "out", {})
+    assert not (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_a_temperature_that_the_family_cannot_say(folder, finetune, tmp_path):
+    import_folder(folder, tmp_path / "run", {})
+    with pytest.raises(ConfigError, match=r"weights of another model.*moe\.temperature"):
+        train(finetune({"moe.temperature": 0.2}), tmp_path / "run")
+
+
+def test_drafts_of_others_stay(folder, tmp_path):
+    import_folder(folder, tmp_path / "run", {})
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine").write_text("keep")
+    export_run(tmp_path / "run", tmp_path / "out", {})
+    assert (tmp_path / "out.partial" / "mine").read_text() == "keep"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial", "run"]
 
 
 @pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3", "gpt_oss"])

@@ -80,14 +80,19 @@ def write_decoder(run: RunConfig, d_ff: str = "intermediate_size") -> dict[str, 
     }
 
 
-def rotary(c: Description, theta: float | None = None) -> Fields:
+# What rope_theta is where a config.json does not say it, of families whose default is not 10,000.
+THETAS = {"mixtral": 1e6, "minimax_m2": 5e6, "flex_olmo": 5e5, "ernie4_5_moe": 5e5, "gpt_oss": 150_000.0}
+
+
+def rotary(c: Description) -> Fields:
     """Rotary positions, in the newer form (`rope_parameters`) or the older (`rope_theta` and `rope_scaling`)."""
+    theta = THETAS.get(c.take("model_type", ""), 10_000.0)
     scaling = {**(c.take("rope_scaling", {}) or {}), **c.take("rope_parameters", {})}
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
     fraction = scaling.pop("partial_rotary_factor", None) or c.real("partial_rotary_factor", 1.0)
     fields: Fields = {
-        "attention.rope_theta": float(scaling.pop("rope_theta", None) or c.real("rope_theta", theta or 10_000.0)),
+        "attention.rope_theta": float(scaling.pop("rope_theta", None) or c.real("rope_theta", theta)),
         "attention.rope_fraction": float(fraction),
     }
     c.ignore(["rope_theta", "partial_rotary_factor"])

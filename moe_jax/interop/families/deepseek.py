@@ -109,6 +109,8 @@ def read_sigmoid_experts(c: Description, *other_names: str) -> Fields:
 def _read_3(c: Description) -> Fields:
     interleaved = bool(c.take("rope_interleave", True))
     c.ignore(["num_mtp_layers"])
+    for name in ("routed_scaling_factor", "n_group", "topk_group"):
+        c.say_one_of(name)
     return {**_latent(c), "attention.rope_interleaved": interleaved, **read_sigmoid_experts(c)}
 
 

@@ -9,12 +9,17 @@ from moe_jax.interop.families import common
 from moe_jax.interop.families.family import Family, Fields
 from moe_jax.interop.table import Table
 
+LEAST_SUM = 1e-9  # of a token's gates, which are divided by their sum and not by more
+
 
 def _read(c: Description) -> Fields:
     c.need("use_bias", False)
     c.need("use_rmsnorm", True)
     c.need("moe_gate", "topk")
-    c.ignore(["moe_norm_min", "moe_capacity", "moe_use_aux_free", "moe_group"])
+    c.ignore(["moe_capacity", "moe_use_aux_free", "moe_group"])
+    c.say_one_of("tie_word_embeddings")
+    if c.real("moe_norm_min", 1e-12) > LEAST_SUM:
+        raise ConfigError(f"{c.place}: moe_norm_min is above {LEAST_SUM}, and may be above the sum of gates")
     layers, first = c.number("num_hidden_layers"), c.number("moe_layer_start_index", 1)
     c.need("moe_layer_interval", 1)
     last = c.take("moe_layer_end_index", -1)

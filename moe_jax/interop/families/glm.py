@@ -12,6 +12,7 @@ from moe_jax.interop.table import Table
 
 def _read_glm(c: Description) -> Fields:
     c.ignore(["num_mtp_layers"])
+    c.say_one_of("partial_rotary_factor", "rope_parameters")
     return {
         **common.decoder(c),
         "attention.bias": bool(c.take("attention_bias", False)),
@@ -33,6 +34,8 @@ def _write_glm(run: RunConfig) -> dict[str, Any]:
 def _read_dots(c: Description) -> Fields:
     bias = bool(c.take("attention_bias", False))
     window = c.number("sliding_window", 0)
+    if window and c.number("max_window_layers", 0) < c.number("num_hidden_layers"):
+        c.say_one_of("layer_types")
     c.ignore(["max_window_layers"])
     c.take("norm_topk_prob", False)
     return {

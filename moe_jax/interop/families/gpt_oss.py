@@ -16,6 +16,8 @@ def _read(c: Description) -> Fields:
     c.need("swiglu_limit", CLAMP)
     c.need("swiglu_alpha", STEEPNESS)
     c.ignore(["experts_per_token"])
+    c.say_one_of("layer_types")
+    c.say_one_of("rope_parameters", "rope_scaling")
     layers = c.number("num_hidden_layers")
     fields = {
         **common.decoder(c),
