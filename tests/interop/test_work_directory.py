@@ -119,7 +119,7 @@ def killed(*arguments):
 
 @pytest.mark.parametrize(("module", "step"), [(work_directory, "begin"), (records, "claim_for_weights")])
 def test_what_a_killed_import_left_is_part_of_no_other(folder, finetune, tmp_path, monkeypatch, module, step):
-    """Killed behind the copies of files, or behind the weights: another import replaces both, no training takes them."""
+    """Behind the copies of files, or behind the weights: another import replaces both, and no training takes them."""
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, step, killed)
