@@ -33,12 +33,13 @@ ITEMSIZE = {"bfloat16": 2, "float32": 4, "float64": 8}
 
 def violations(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> list[str]:
     """A line for each way in which `found` breaks the contract of a training step of `run` on `mesh`."""
+    small = small_elements(run, mesh)
     return [
         *_exchange(found, run, mesh),
         *itertools.chain.from_iterable(_weights(c, run, mesh) for c in found),
         *_scatters(found, run, mesh),
-        *_reductions(found, run, mesh),
-        *(f"{_named(c)}: nothing of this size is passed on" for c in found if _passes_on_tokens(c, run)),
+        *_reductions(found, run, mesh, small),
+        *(f"{_named(c)}: nothing of this size is passed on" for c in found if _passes_on_tokens(c, small)),
     ]
 
 
@@ -113,17 +114,17 @@ def _scatters(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterat
             yield f"{elements:g} elements of gradients are scattered over {axis}, more than the weights' {allowed}"
 
 
-def _passes_on_tokens(c: Collective, run: RunConfig) -> bool:
+def _passes_on_tokens(c: Collective, small: int) -> bool:
     """Whether `c` is a collective-permute of more than statistics; XLA for TPU passes on some rows of padding."""
-    return c.kind == "collective-permute" and sum(map(_elements, c.shapes)) * c.count > small_elements(run)
+    return c.kind == "collective-permute" and sum(map(_elements, c.shapes)) * c.count > small
 
 
-def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
+def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh, small: int) -> Iterator[str]:
     """Tokens are summed over `tensor`, the pieces of gradients over `data`, and all other sums are small.
 
     The elements of a whole step are counted together, since the compiler may join several sums into one.
     """
-    small, over_data, over_tensor, large = small_elements(run), 0.0, 0.0, 0.0
+    over_data, over_tensor, large = 0.0, 0.0, 0.0
     evidence = run.train.accumulate * evidence_elements(run)
     for c in (c for c in found if c.kind == "all-reduce"):
         elements = sum(map(_elements, c.shapes))
@@ -140,12 +141,13 @@ def _reductions(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iter
     pieces = run.train.accumulate * (sum(local_elements(run, mesh)) + small) + evidence
     if over_data > pieces:
         yield f"{over_data:g} elements are summed over data, more than the {pieces} of the pieces that a device stores"
-    if over_tensor > tensor_elements(run):
-        yield f"{over_tensor:g} elements are summed over tensor, more than {tensor_elements(run)}"
+    allowed = tensor_elements(run) + run.train.accumulate * small
+    if over_tensor > allowed:
+        yield f"{over_tensor:g} elements are summed over tensor, more than {allowed}"
 
 
 def tensor_elements(run: RunConfig) -> int:
-    """Elements that a step may sum over `tensor`.
+    """Elements that a step may sum over `tensor`, beside small ones.
 
     They are a device's tokens after attention and after the feed-forward, the gradients of both, the tokens again where
     the forward pass is repeated, and a few numbers for each token's gates and softmax.
@@ -162,7 +164,7 @@ def tensor_elements(run: RunConfig) -> int:
             rows = tokens // part.moe.group_size * dispatcher.summed_rows()
             of_layer += (rows - (0 if part.moe.shared_d_ff else tokens)) * d_model
         elements += part.num_moe_layers * passes * of_layer
-    return elements + run.train.accumulate * small_elements(run)
+    return elements
 
 
 def evidence_elements(run: RunConfig) -> int:
@@ -170,11 +172,14 @@ def evidence_elements(run: RunConfig) -> int:
     return sum(part.num_moe_layers * num_evidence(part.moe) for part in moe_segments(run))
 
 
-def small_elements(run: RunConfig) -> int:
-    """Elements that may be summed over the whole mesh: the sums of all MoE layers, vectors of weights, and scalars."""
-    of_layer = lambda moe: num_sums(moe) + ROUTERS[moe.router].vector_params(moe)
-    of_experts = sum(part.num_moe_layers * of_layer(part.moe) for part in moe_segments(run))
-    return of_experts + (2 * run.model.num_layers + 1) * run.model.d_model + 64
+def small_elements(run: RunConfig, mesh: Mesh) -> int:
+    """Elements that may be summed over the whole mesh: the sums of all MoE layers, scalars, and vectors of weights.
+
+    Vectors (norms' scales, biases, sinks) are weights that are not stored in pieces: their gradients are summed whole.
+    """
+    statistics = sum(part.num_moe_layers * num_sums(part.moe) for part in moe_segments(run))
+    vectors = (weight for weight in _weights_of(run, mesh) if not any(RULES[name].stored for name in weight.axes))
+    return statistics + sum(_piece(weight, mesh) for weight in vectors) + 64
 
 
 def _ranks(moe: MoEConfig) -> int:
@@ -215,11 +220,12 @@ def scattered_elements(run: RunConfig, mesh: Mesh) -> dict[str, int]:
 
 def local_elements(run: RunConfig, mesh: Mesh) -> list[int]:
     """For each weight, the elements of the piece that a device stores, which has all layers of a segment."""
-    pieces = []
-    for weight in _weights_of(run, mesh):
-        cuts = math.prod(mesh.shape[axis] for name in weight.axes for axis in RULES[name].split + RULES[name].stored)
-        pieces.append(math.prod(weight.shape) // cuts)
-    return pieces
+    return [_piece(weight, mesh) for weight in _weights_of(run, mesh)]
+
+
+def _piece(weight: nnx.Param, mesh: Mesh) -> int:
+    cuts = math.prod(mesh.shape[axis] for name in weight.axes for axis in RULES[name].split + RULES[name].stored)
+    return math.prod(weight.shape) // cuts
 
 
 def _weights_of(run: RunConfig, mesh: Mesh) -> list[nnx.Param]:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from invariance import PARTS_OF_MODELS
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -133,6 +134,18 @@ def test_other_models_keep_it_too(mesh, fields):
     found, run, on = compiled(mesh, **fields)
     assert found
     assert violations(found, run, on) == []
+
+
+RANKS = {"latent": {"attention.query_rank": 16, "attention.kv_rank": 8}}  # that all meshes here divide
+
+
+@pytest.mark.parametrize("parts", PARTS_OF_MODELS)
+@pytest.mark.parametrize("mesh", [TENSOR_MESH, pytest.param({"fsdp": 4, "expert": 2}, marks=pytest.mark.slow)], ids=str)
+def test_the_parts_of_published_models_keep_it_too(mesh, parts):
+    """Latent attention with shared and sigmoid experts; biases, sinks, windows and norms of queries and keys."""
+    found, run, on = compiled(mesh, **{"model.num_layers": 2, **PARTS_OF_MODELS[parts], **RANKS.get(parts, {})})
+    assert violations(found, run, on) == []
+    assert sum(c.count for c in found if c.kind == "all-to-all") == 4
 
 
 def test_a_kernel_that_the_platform_does_not_have_is_refused_before_compiling():
