@@ -75,8 +75,9 @@ class AttentionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-    """The Mixture-of-Experts layers. [identity, but for `dispatcher`, `exchange_chunks`, `eval_capacity_factor` and
-    `temperature_steps`, which follows `train.steps`]
+    """The Mixture-of-Experts layers. [identity, but for `dispatcher`, `exchange`, `exchange_chunks`,
+    `exchange_unique`, `exchange_nodes`, `grouped_matmul`, `eval_capacity_factor` and `temperature_steps`, which follows
+    `train.steps`]
     """
 
     num_experts: int = 0  # routed experts a layer; 0: a dense model
@@ -116,6 +117,16 @@ class MoEConfig:
     dispatcher: str = "auto"  # see moe_jax/moe/dispatchers/; auto: the first that can carry the router's decisions
     exchange_dtype: str = ""  # of tokens on the wire, float32 or bfloat16; "": model.dtype
     exchange_chunks: int = 1  # pieces of the exchange: one may travel while the experts work on another
+    # How tokens cross the mesh axis expert: all_to_all (padded), and for the dispatcher dropless ragged and all_gather;
+    # auto: all_gather for dropless, all_to_all for the others. See docs/parallelism.md.
+    exchange: str = "auto"
+    exchange_unique: bool = False  # send a token once to each device, and not once for each of its experts there
+    # Rows that a device has for what others send it, in multiples of what balanced routing sends; what is too much is
+    # dropped and counted. 0: as many as can come.
+    exchange_bound: float = 0.0
+    exchange_nodes: int = 1  # nodes that mesh.expert spans: a token crosses the network once to each, then goes on
+    # Implementation of the matmuls of dropless, see moe_jax/moe/grouped_matmul/; auto: by platform, padded on CPU.
+    grouped_matmul: str = "auto"
     capacity_factor: float = 1.25  # expert buffer in multiples of the balanced load, in training
     eval_capacity_factor: float = 2.0  # the same in evaluation
     group_size: int = 256  # tokens routed together (may span sequences)
@@ -260,7 +271,11 @@ NOT_IDENTITY = frozenset(
         "attention.kernel",
         "attention.chunk",
         "moe.dispatcher",
+        "moe.exchange",
         "moe.exchange_chunks",
+        "moe.exchange_nodes",
+        "moe.exchange_unique",
+        "moe.grouped_matmul",
         "moe.eval_capacity_factor",
         "moe.temperature_steps",
         "data.cache_dir",
@@ -276,7 +291,7 @@ NOT_IDENTITY = frozenset(
 OF_TRAINING = frozenset(
     {
         *("model.dtype", "model.init_scale"),
-        *("moe.expert_dropout", "moe.jitter", "moe.exchange_dtype"),
+        *("moe.expert_dropout", "moe.jitter", "moe.exchange_dtype", "moe.exchange_bound"),
         *("moe.capacity_factor", "moe.capacity_factor_by_layer", "moe.group_size", "moe.drop_order"),
         *("moe.balance_loss", "moe.balance_scope", "moe.importance_loss", "moe.load_loss", "moe.z_loss"),
         *("moe.entropy_loss", "moe.penalty", "moe.penalty_loss"),

@@ -16,7 +16,7 @@ from moe_jax.models.attention import ATTENTIONS
 from moe_jax.models.attention.mask import Mask
 from moe_jax.models.norm import RMSNorm
 from moe_jax.moe.context import Context
-from moe_jax.moe.dispatchers.buffers import EXCHANGED
+from moe_jax.moe.delivery import EXCHANGED
 from moe_jax.moe.feed_forward import FeedForward
 from moe_jax.moe.layer import MoELayer
 from moe_jax.moe.sums import Sums

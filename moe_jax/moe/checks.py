@@ -8,6 +8,7 @@ from moe_jax.config.schema import MoEConfig, RunConfig
 from moe_jax.moe.bias_updates import BIAS_UPDATES
 from moe_jax.moe.dispatchers import DISPATCHERS, dispatcher_of
 from moe_jax.moe.feed_forward import ACTIVATIONS
+from moe_jax.moe.grouped_matmul import IMPLEMENTATIONS
 from moe_jax.moe.losses import BALANCE_SCOPES
 from moe_jax.moe.penalties import PENALTIES
 from moe_jax.moe.plan import DROP_ORDERS
@@ -19,6 +20,8 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "activation": ACTIVATIONS,
     "router": ROUTERS,
     "exchange_dtype": ("", "float32", "bfloat16"),
+    "exchange": ("auto", "all_to_all", "ragged", "all_gather"),
+    "grouped_matmul": ("auto", *IMPLEMENTATIONS),
     "dispatcher": ("auto", *DISPATCHERS),
     "drop_order": DROP_ORDERS,
     "group_score": ("max", "top2"),

@@ -1,5 +1,6 @@
 """The feed-forward network, dense or for many experts at once: one batched matmul a projection."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from moe_jax.moe.lora import Pair, adapter_of
+from moe_jax.moe.grouped_matmul import grouped_matmul
+from moe_jax.moe.lora import Pair, Product, adapter_of
 from moe_jax.parallel.collectives import once
 from moe_jax.parallel.mesh import TENSOR
 from moe_jax.parallel.sharding import gather, param
@@ -152,6 +154,23 @@ class Experts(nnx.Module):
         return out.reshape(experts, groups, slots, size).swapaxes(0, 1)
 
 
+    def of_rows(
+        self,
+        rows: Float[Array, "M D"],
+        sizes: Int[Array, "E"],
+        weights: Weights,
+        implementation: str,
+        mask: Float[Array, "M F"] | None = None,
+    ) -> Float[Array, "M D"]:
+        """The same for rows that are sorted by expert, sizes[e] for expert e, by a grouped matmul of that name; zeros
+        past the last expert's rows.
+        """
+        product = lambda x, matrices: grouped_matmul(x, matrices, sizes, implementation)
+        one = jnp.ones((rows.shape[0], 1), rows.dtype)
+        add = lambda y, bias: y + product(one, bias[:, None, :])  # so that its gradient is grouped too
+        return _network(weights, self.activation, rows, mask, _Arithmetic(product, add))
+
+
 def _gathered(module: FeedForward | Experts, dtype: DTypeLike) -> Weights:
     gate = gather(module.gate, dtype) if module.gate is not None else None
     pairs = Adapters(*(adapter_of(module, name, dtype) for name in Adapters._fields))
@@ -159,17 +178,29 @@ def _gathered(module: FeedForward | Experts, dtype: DTypeLike) -> Weights:
     return Weights(gather(module.up, dtype), gate, gather(module.down, dtype), adapters=adapters)
 
 
+class _Arithmetic(NamedTuple):
+    """How rows meet the matrices and the biases of their experts."""
+
+    product: Product = jnp.matmul
+    add: Product = lambda y, bias: y + bias[..., None, :]
+
+
 def _network(
-    weights: Weights, activation: str, x: Float[Array, "*B D"], mask: Float[Array, "*B F"] | None = None
+    weights: Weights,
+    activation: str,
+    x: Float[Array, "*B D"],
+    mask: Float[Array, "*B F"] | None = None,
+    arithmetic: _Arithmetic = _Arithmetic(),
 ) -> Float[Array, "*B D"]:
-    up = _product(weights, "up", x)
-    hidden = PLAIN[activation](up) if weights.gate is None else GATED[activation](_product(weights, "gate", x), up)
-    return _product(weights, "down", hidden if mask is None else hidden * mask)
+    apply = functools.partial(_product, weights, arithmetic)
+    up = apply("up", x)
+    hidden = PLAIN[activation](up) if weights.gate is None else GATED[activation](apply("gate", x), up)
+    return apply("down", hidden if mask is None else hidden * mask)
 
 
-def _product(weights: Weights, name: str, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+def _product(weights: Weights, arithmetic: _Arithmetic, name: str, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
     """x times one of the matrices, with what its adapter and its bias add."""
-    y = x @ getattr(weights, name)
+    y = arithmetic.product(x, getattr(weights, name))
     if weights.adapters is not None and (adapter := getattr(weights.adapters, name)) is not None:
-        y += adapter(x)
-    return y if weights.biases is None else y + getattr(weights.biases, name)[..., None, :]
+        y += adapter(x, arithmetic.product)
+    return y if weights.biases is None else arithmetic.add(y, getattr(weights.biases, name))

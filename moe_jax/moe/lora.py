@@ -6,7 +6,7 @@ a pair of its own. `moe_jax/models/adapters.py` says which matrices have one.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +20,8 @@ from moe_jax.parallel.sharding import fan_in_init, gather
 
 ADAPTERS = "lora"  # attribute of a module: {name of a matrix: its adapter}
 
+Product = Callable[[Array, Array], Array]  # of rows and the matrices of their experts
+
 
 class Pair(NamedTuple):
     """An adapter ready to multiply with; alpha / r is in `up`."""
@@ -27,9 +29,9 @@ class Pair(NamedTuple):
     down: Float[Array, "*E D r"]  # A
     up: Float[Array, "*E r F"]  # B
 
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
-        """What the adapter adds to x W."""
-        return (x @ self.down) @ self.up
+    def __call__(self, x: Float[Array, "*B D"], product: Product = jnp.matmul) -> Float[Array, "*B F"]:
+        """What the adapter adds to x W, by the `product` that multiplies rows with matrices."""
+        return product(product(x, self.down), self.up)
 
 
 class Adapter(nnx.Module):

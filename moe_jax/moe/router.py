@@ -23,7 +23,8 @@ from moe_jax.parallel.sharding import gather, param
 BIAS_OPTIONS = frozenset(
     {"bias_rate", "balance_bias", "bias_update", "bias_steps"}
 )  # of routers that select by score plus bias
-CARRY_CHOICES = ("capacity", "einsum")  # dispatchers that carry single choices
+CARRY_SLOTS = ("capacity", "einsum")  # dispatchers that carry single choices to slots
+CARRY_CHOICES = (*CARRY_SLOTS, "dropless")  # those that carry single choices
 
 
 def columns(moe: MoEConfig) -> int:

@@ -46,6 +46,12 @@ def varying(x: Array, axes: Sequence[str]) -> Array:
     return lax.pcast(x, apart, to="varying") if apart else x
 
 
+def varying_alike(*arrays: Array) -> tuple[Array, ...]:
+    """The arrays, each made to vary over all the axes that one of them varies over."""
+    axes = set().union(*(jax.typeof(x).manual_axis_type.varying for x in arrays))
+    return tuple(varying(x, sorted(axes)) for x in arrays)
+
+
 def index_over(axes: Sequence[str]) -> Int[Array, ""] | int:
     """This device's place along `axes`, the last axis minor."""
     return lax.axis_index(live(axes)) if live(axes) else 0
@@ -74,9 +80,16 @@ def _is_sliver(x: Array, dim: int) -> bool:
     return dim == x.ndim - 2 and rows < TILE_ROWS and rows * columns % (TILE_ROWS * LANES) == 0
 
 
-def all_to_all(x: Array, axis: str, split: int, concat: int) -> Array:
-    """Cuts dimension `split` into a piece for each device along `axis` and joins the received ones along `concat`."""
-    return lax.all_to_all(x, axis, split, concat, tiled=True) if live([axis]) else x
+def all_to_all(
+    x: Array, axis: str, split: int, concat: int, groups: Sequence[Sequence[int]] | None = None
+) -> Array:
+    """Cuts dimension `split` into a piece for each device along `axis` and joins the received ones along `concat`.
+
+    With `groups` of places on the axis each exchanges among itself.
+    """
+    if not live([axis]) or (groups is not None and len(groups[0]) == 1):
+        return x
+    return lax.all_to_all(x, axis, split, concat, tiled=True, axis_index_groups=groups)
 
 
 def once(x: Array, axis: str) -> Array:

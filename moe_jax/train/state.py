@@ -1,5 +1,6 @@
 """The state of a run on its mesh: first its shapes and shardings, which allocate nothing, then drawn or restored."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,8 +15,11 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import RunConfig
 from moe_jax.moe.bias_updates import BalanceBias
+from moe_jax.moe.dispatchers import dispatcher_name
+from moe_jax.moe.grouped_matmul import implementation_of
 from moe_jax.moe.router import columns
 from moe_jax.parallel.sharding import Axes, shardings, weight_specs
+from moe_jax.tasks.registry import task_of
 from moe_jax.tasks.task import Task
 from moe_jax.train.trainable import patterns_of, pick, trained_weights
 
@@ -67,11 +71,15 @@ class Model(NamedTuple):
 
 
 def build_model(task: Task, mesh: Mesh) -> Model:
-    """Shapes, shardings and structure of the task's model. Raises ValueError for float64 where JAX does not have it."""
-    run: RunConfig = task.run
+    """Shapes, shardings and structure of the task's model on the mesh.
+
+    Raises ValueError for float64 where JAX does not have it, and ConfigError for a grouped matmul that the mesh's
+    devices do not have.
+    """
+    run = with_grouped_matmul(task.run, mesh.devices.flat[0].platform)
     if run.model.dtype == "float64" and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
         raise ValueError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
-    blank = nnx.eval_shape(lambda: task.build(nnx.Rngs(params=0)))
+    blank = nnx.eval_shape(lambda: task_of(run).build(nnx.Rngs(params=0)))
     graphdef, weights, biases = nnx.split(blank, nnx.Param, BalanceBias)  # type: ignore[misc]  # flax's annotation
     specs = weight_specs(mesh, weights)
     place = lambda weight, sharding: jax.ShapeDtypeStruct(weight.shape, weight.dtype, sharding=sharding)
@@ -93,6 +101,14 @@ def build_model(task: Task, mesh: Mesh) -> Model:
         decayed=pick(_as_dict(decayed), trained),
         window=window,
     )
+
+
+def with_grouped_matmul(run: RunConfig, platform: str) -> RunConfig:
+    """The run with the name of what multiplies on the platform in place of "auto", where anything does."""
+    if all(dispatcher_name(part.moe) != "dropless" for part in moe_segments(run)):
+        return run
+    name = implementation_of(run.moe.grouped_matmul, platform, run.model.dtype)
+    return dataclasses.replace(run, moe=dataclasses.replace(run.moe, grouped_matmul=name))
 
 
 def _is_matrix(axes: Axes) -> bool:

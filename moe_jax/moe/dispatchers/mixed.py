@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from moe_jax.moe.dispatchers.buffers import through_experts
 from moe_jax.moe.dispatchers.dispatcher import Dispatcher
+from moe_jax.moe.dropout import token_noise
 from moe_jax.parallel.collectives import sum_over, varying
 from moe_jax.parallel.mesh import TENSOR
 
@@ -23,6 +24,8 @@ class Mixed(Dispatcher):
         into_slots, into_tokens = routing.mixing
         slots = jnp.einsum("gts,gtd->gsd", into_slots, x.astype(into_slots.dtype), precision="highest")
         buffers = varying(slots.astype(x.dtype), [TENSOR])
-        out = sum_over(through_experts(buffers, experts, context, self.moe), [TENSOR])
+        drops = self.moe.expert_dropout and context.keys is not None
+        noise = token_noise(context.keys, buffers.shape[1]) if drops else None
+        out = sum_over(through_experts(buffers, experts, context, self.moe, noise), [TENSOR])
         y = jnp.einsum("gts,gsd->gtd", into_tokens, out.astype(into_tokens.dtype), precision="highest")
         return y.astype(x.dtype), routing.wanted

@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
+from moe_jax.moe.context import Context
 from moe_jax.moe.dispatchers.buffers import through_experts
 from moe_jax.moe.dispatchers.dispatcher import Dispatcher
+from moe_jax.moe.dropout import token_noise
 from moe_jax.moe.permute import permute
 from moe_jax.moe.plan import Plan, make_plan
 
@@ -20,8 +22,16 @@ class Slots(Dispatcher):
         """See `Dispatcher.__call__`."""
         plan = make_plan(routing, context.capacity, self.moe.drop_order, self.moe.null_experts)
         buffers = self.fill(x, routing.input_gate, plan)
-        out = through_experts(buffers, experts, context, self.moe)
+        out = through_experts(buffers, experts, context, self.moe, self._noise(x.shape[1], plan, context))
         return self.combine(out, routing.gate, plan), plan.kept()
+
+    def _noise(self, tokens: int, plan: Plan, context: Context) -> UInt32[Array, "G S w"] | None:
+        """The noise of the slots' tokens, for expert dropout."""
+        if not self.moe.expert_dropout or context.keys is None:
+            return None
+        token = plan.choice_in_slot // plan.slot_of_choice.shape[-1]
+        take = lambda noise, token: jnp.take(noise, token, axis=0, mode="fill", fill_value=0)
+        return jax.vmap(take)(token_noise(context.keys, tokens), token)
 
     @abc.abstractmethod
     def fill(

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
-from moe_jax.moe.router import Router
+from moe_jax.moe.router import CARRY_SLOTS, Router
 from moe_jax.moe.routing import Choices
 from moe_jax.moe.ties import best
 
@@ -28,6 +28,7 @@ class ExpertChoice(Router):
     causal: ClassVar[bool] = False
     causal_in_evaluation: ClassVar[bool] = False
     fills_slots: ClassVar[bool] = True
+    dispatchers: ClassVar[tuple[str, ...]] = CARRY_SLOTS
     options: ClassVar[frozenset[str]] = Router.options | {"routed_scaling"}
     fixed_fields: ClassVar[Mapping[str, object]] = {
         "balance_loss": 0.0,

@@ -1,0 +1,38 @@
+"""JAX's Pallas kernels for NVIDIA's Hopper (Mosaic GPU): one for the products, one for the gradient of the matrices."""
+
+from jax.experimental.pallas.ops.gpu import ragged_dot_mgpu, transposed_ragged_dot_mgpu
+from jaxtyping import Array, Float, Int
+
+from moe_jax.moe.grouped_matmul.implementation import Implementation
+from moe_jax.moe.grouped_matmul.tiles import pad
+
+BLOCK, BLOCK_CONTRACTED = 128, 64
+BLOCKS = {"block_m": BLOCK, "block_n": BLOCK, "block_k": BLOCK_CONTRACTED}
+PIPELINE = {"max_concurrent_steps": 4, "grid_block_n": 1}
+
+
+def multiply(
+    rows: Float[Array, "M _"], weights: Float[Array, "G K N"], sizes: Int[Array, "G"], transpose: bool
+) -> Float[Array, "M _"]:
+    """See `Multiply`."""
+    num_rows, columns = rows.shape[0], weights.shape[1 if transpose else 2]
+    out = ragged_dot_mgpu.ragged_dot(
+        pad(rows, dim0=BLOCK, dim1=BLOCK),
+        pad(weights, dim1=BLOCK, dim2=BLOCK),
+        group_sizes=sizes,
+        transpose_rhs=transpose,
+        **BLOCKS,
+        **PIPELINE,
+    )
+    return out[:num_rows, :columns]
+
+
+def outer(rows: Float[Array, "M K"], grads: Float[Array, "M N"], sizes: Int[Array, "G"]) -> Float[Array, "G K N"]:
+    """See `Outer`."""
+    size, columns = rows.shape[1], grads.shape[1]
+    rows, grads = (pad(a, dim0=BLOCK_CONTRACTED, dim1=BLOCK) for a in (rows, grads))
+    out = transposed_ragged_dot_mgpu.transposed_ragged_dot(rows, grads, group_sizes=sizes, **BLOCKS, **PIPELINE)
+    return out[:, :size, :columns]
+
+
+MOSAIC_GPU = Implementation(multiply, outer, platforms=("gpu",), dtypes=("bfloat16", "float16"))
