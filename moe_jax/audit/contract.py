@@ -1,6 +1,6 @@
 """The collective contract: the only communication that a compiled training step may contain (docs/parallelism.md).
 
-    broken = violations(collectives(compiled.as_text(), mesh), run, mesh)
+    broken = violations(collectives(compiled.as_text(), mesh, run.moe.exchange_nodes), run, mesh)
 
 Each broken clause is one line that names the collective and the lines of Python that it comes from. The contract holds
 for AdamW. Adafactor takes row and column means, which are further reductions that the partitioner writes as it likes.
@@ -8,7 +8,9 @@ for AdamW. Adafactor takes row and column means, which are further reductions th
 
 import itertools
 import math
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -19,13 +21,13 @@ from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import MoEConfig, RunConfig
 from moe_jax.moe.dispatchers import dispatcher_of
 from moe_jax.moe.observe import num_evidence, num_sums
-from moe_jax.moe.routers import ROUTERS
+from moe_jax.moe.routers import num_ranks
+from moe_jax.moe.wires import Wire
 from moe_jax.parallel.mesh import DATA, EXPERT, FSDP, TENSOR
 from moe_jax.parallel.sharding import RULES
 from moe_jax.tasks.registry import task_of
 from moe_jax.train.state import build_model
 
-EXCHANGES = {"none": 4, "save_exchange": 4, "full": 6}  # all-to-alls of an MoE layer in a step, by model.remat
 PADDING = 1.01  # XLA for TPU pads a dimension that does not fill its tiles before it scatters it
 HLO_ITEMSIZE = {"bf16": 2, "f32": 4, "f64": 8}
 ITEMSIZE = {"bfloat16": 2, "float32": 4, "float64": 8}
@@ -33,52 +35,84 @@ ITEMSIZE = {"bfloat16": 2, "float32": 4, "float64": 8}
 
 def violations(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> list[str]:
     """A line for each way in which `found` breaks the contract of a training step of `run` on `mesh`."""
-    small = small_elements(run, mesh)
+    small, expected = small_elements(run, mesh), exchanges(run, mesh.devices.flat[0].platform)
+    others = [c for c in found if not _is_exchange(c, expected)]
     return [
-        *_exchange(found, run, mesh),
-        *itertools.chain.from_iterable(_weights(c, run, mesh) for c in found),
-        *_scatters(found, run, mesh),
+        *_exchange(found, run, expected),
+        *itertools.chain.from_iterable(_weights(c, run, mesh) for c in others),
+        *_scatters(others, run, mesh),
         *_reductions(found, run, mesh, small),
         *(f"{_named(c)}: nothing of this size is passed on" for c in found if _passes_on_tokens(c, small)),
     ]
 
 
-def exchange_bytes(run: RunConfig, moe: MoEConfig, platform: str) -> int:
-    """Bytes of the buffer that one all-to-all of a layer with the settings `moe` exchanges.
+class Exchanged(NamedTuple):
+    """How collectives of an exchange look in a compiled step."""
 
-    The buffer holds this device's groups of a micro-batch with C slots of D elements for every expert, in the type that
-    travels. XLA for CPU has no collectives in bfloat16 and sends float32.
+    kind: str
+    axes: tuple[str, ...]
+    bytes: int  # of the whole buffer on one device
+
+
+def exchanges(run: RunConfig, platform: str) -> Counter[Exchanged]:
+    """How often a step runs each collective that takes tokens to their experts or brings them back.
+
+    XLA for CPU has no collectives in bfloat16, and sends float32, and no ragged all-to-all.
     """
-    mesh = run.mesh
-    itemsize = max(ITEMSIZE[moe.exchange_dtype or run.model.dtype], 4 if platform == "cpu" else 0)
+    mesh, expected = run.mesh, Counter[Exchanged]()
+    if mesh.expert == 1:
+        return expected
     sequences = run.data.batch_size // run.train.accumulate // (mesh.data * mesh.fsdp * mesh.expert)
-    groups = sequences * run.data.sequence_length // moe.group_size
-    return groups * dispatcher_of(moe).rows() * run.model.d_model * itemsize
+    for part in moe_segments(run):
+        groups = sequences * run.data.sequence_length // part.moe.group_size
+        runs = run.train.accumulate * part.num_moe_layers
+        for wire in dispatcher_of(part.moe).wires(mesh.expert, groups, run.model.remat):
+            kind, rows = wire.kind, wire.rows
+            if platform == "cpu" and wire.padded_rows:
+                kind, rows = "all-to-all", wire.padded_rows
+            size = rows * (wire.columns or run.model.d_model) * _itemsize(wire, run, part.moe, platform)
+            expected[Exchanged(kind, (wire.axis,), size)] += runs * wire.runs
+    return expected
 
 
-def _exchange(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
-    """All-to-alls run over `expert` alone, and their number and bytes are exactly those of the layers."""
-    tokens = [c for c in found if "all-to-all" in c.kind]
-    for c in tokens:
-        if c.axes != (EXPERT,):
-            yield f"{_named(c)}: tokens are exchanged over the axis expert alone"
-    by_layer = EXCHANGES[run.model.remat] * run.train.accumulate if run.mesh.expert > 1 else 0
-    parts, platform = moe_segments(run), mesh.devices.flat[0].platform
-    count = sum(c.count for c in tokens)
-    expected = by_layer * sum(part.num_moe_layers * dispatcher_of(part.moe).exchanges for part in parts)
-    if count != expected:
-        yield f"{count:g} all-to-alls in a step, not {expected}"
-    sent = sum(c.count * c.bytes for c in tokens)
-    holds = sum(by_layer * part.num_moe_layers * exchange_bytes(run, part.moe, platform) for part in parts)
-    if sent != holds:
-        yield f"the all-to-alls of a step hold {sent:g} bytes, not {holds}"
+def _itemsize(wire: Wire, run: RunConfig, moe: MoEConfig, platform: str) -> int:
+    """Bytes of a number that travels; gates are in float32 at least."""
+    if wire.dtype in ("s32", "u32"):
+        return 4
+    if wire.dtype == "gates":
+        return max(ITEMSIZE[run.model.dtype], 4)
+    return max(ITEMSIZE[moe.exchange_dtype or run.model.dtype], 4 if platform == "cpu" else 0)
+
+
+def _exchange(found: Sequence[Collective], run: RunConfig, expected: Counter[Exchanged]) -> Iterator[str]:
+    """Tokens are exchanged over `expert`, or the parts of it that a run names, and as often as the layers say."""
+    axes = {exchanged.axes for exchanged in expected} or {(EXPERT,)}
+    counts: dict[Exchanged, float] = defaultdict(float)
+    for c in found:
+        if "all-to-all" in c.kind and c.axes not in axes:
+            yield f"{_named(c)}: tokens are exchanged over the axis {' and '.join(sorted(map('+'.join, axes)))} alone"
+        counts[Exchanged(c.kind, c.axes, int(c.bytes))] += c.count
+    for kind in ("all-to-all", "ragged-all-to-all"):
+        actual = sum(count for exchanged, count in counts.items() if exchanged.kind == kind)
+        wanted = sum(count for exchanged, count in expected.items() if exchanged.kind == kind)
+        if actual != wanted:
+            yield f"{actual:g} {kind}s in a step, not {wanted}"
+        held, holds = (sum(e.bytes * n for e, n in counter.items() if e.kind == kind) for counter in (counts, expected))
+        if held != holds:
+            yield f"the {kind}s of a step hold {held:g} bytes, not {holds}"
+    for exchanged, wanted in expected.items():
+        if exchanged.kind in ("all-gather", "reduce-scatter") and counts[exchanged] < wanted:
+            yield f"{counts[exchanged]:g} {exchanged.kind}s of {exchanged.bytes} bytes in a step, not {wanted}"
+
+
+def _is_exchange(c: Collective, expected: Counter[Exchanged]) -> bool:
+    """Whether `c` may be one that the layers say."""
+    return Exchanged(c.kind, c.axes, int(c.bytes)) in expected
 
 
 def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
     """Only weights are gathered and scattered, and over one mesh axis at a time."""
     if c.kind not in ("all-gather", "reduce-scatter"):
-        return
-    if _gathers_keys(c, run):
         return
     if len(c.axes) != 1 or c.axes[0] not in (FSDP, EXPERT):
         yield f"{_named(c)}: weights are gathered and scattered over fsdp or expert, one at a time"
@@ -91,13 +125,6 @@ def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
         elements = _elements(shape) * _pieces(c)
         if not any(whole <= elements <= PADDING * whole for whole in allowed):
             yield f"{_named(c)}: {shape} is no weight's, whole or in part"
-
-
-def _gathers_keys(c: Collective, run: RunConfig) -> bool:
-    """Whether `c` gathers the keys of expert dropout over `expert`: up to four 32-bit numbers for each group."""
-    groups = run.data.batch_size * run.data.sequence_length // run.moe.group_size
-    whole = c.dtype == "u32" and c.bytes <= 4 * 4 * groups
-    return run.moe.expert_dropout > 0 and c.kind == "all-gather" and c.axes == (EXPERT,) and whole
 
 
 def _pieces(c: Collective) -> float:
@@ -159,7 +186,7 @@ def tensor_elements(run: RunConfig) -> int:
     elements = tokens * (run.model.num_layers * 2 * passes * d_model + output)
     for part in moe_segments(run):
         dispatcher = dispatcher_of(part.moe)
-        of_layer = tokens * _ranks(part.moe)
+        of_layer = tokens * num_ranks(part.moe)
         if dispatcher.splits == "slots":  # they are summed in place of the tokens, beside those of shared experts
             rows = tokens // part.moe.group_size * dispatcher.summed_rows()
             of_layer += (rows - (0 if part.moe.shared_d_ff else tokens)) * d_model
@@ -180,11 +207,6 @@ def small_elements(run: RunConfig, mesh: Mesh) -> int:
     statistics = sum(part.num_moe_layers * num_sums(part.moe) for part in moe_segments(run))
     vectors = (weight for weight in _weights_of(run, mesh) if not any(RULES[name].stored for name in weight.axes))
     return statistics + sum(_piece(weight, mesh) for weight in vectors) + 64
-
-
-def _ranks(moe: MoEConfig) -> int:
-    """Number of gates that a token has."""
-    return moe.num_experts if ROUTERS[moe.router].fills_slots else moe.top_k
 
 
 def gathered_elements(run: RunConfig, mesh: Mesh) -> dict[str, set[int]]:

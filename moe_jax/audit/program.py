@@ -3,7 +3,7 @@ work runs beside them, and in what precision it multiplies.
 
     text = compiled.as_text()
     for collective in collectives(text, mesh):
-        print(collective.kind, collective.axes, collective.count * bytes_sent(collective, mesh), collective.source)
+        print(collective.kind, collective.axes, collective.count * bytes_sent(collective), collective.source)
 
 The partitioner and the backends are free to replace what was written. For instance they turn a gather over two axes
 into an all-reduce of a padded buffer, or a reduce-scatter into an all-reduce. Contracts about communication are
@@ -13,12 +13,19 @@ therefore checked on the optimised program and not on the source.
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from jax.sharding import AbstractMesh, Mesh
 
 from moe_jax.audit.hlo import Instruction, Program, arrays, parse
-from moe_jax.audit.replica_groups import axes_of_pairs, axes_of_replica_groups, replica_groups, source_target_pairs
+from moe_jax.audit.replica_groups import (
+    axes_of_pairs,
+    axes_of_replica_groups,
+    replica_groups,
+    source_target_pairs,
+    with_nodes,
+)
 
 KINDS = ("all-to-all", "ragged-all-to-all", "all-gather", "reduce-scatter", "all-reduce", "collective-permute")
 _MATMULS = ("dot", "convolution", "ragged-dot")
@@ -66,12 +73,14 @@ class Matmul(NamedTuple):
     source: str
 
 
-def collectives(text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
-    """All collectives of an optimised module compiled for `mesh`, in the order of the text.
+def collectives(text: str, mesh: Mesh | AbstractMesh, expert_nodes: int = 1) -> list[Collective]:
+    """All collectives of an optimised module compiled for `mesh`, in the order of the text. Where the axis `expert`
+    spans nodes, its parts `expert:nodes` and `expert:inside` count as axes too.
 
     Raises ValueError for a collective inside a loop whose length cannot be found.
     """
     program = parse(text)
+    meshes = [mesh, *([] if expert_nodes == 1 else [with_nodes(mesh, expert_nodes)])]
     callers = _asynchronous_callers(program)
     fusions = _fused(program)
     found = []
@@ -79,17 +88,17 @@ def collectives(text: str, mesh: Mesh | AbstractMesh) -> list[Collective]:
         for index, instruction in enumerate(instructions):
             if instruction.opcode.removesuffix("-start") in KINDS and program.executions.get(name):
                 sliced = name in fusions and _root(instructions).opcode == "dynamic-slice"
-                found.append(_collective(program, mesh, _Place(name, index), callers.get(name), sliced))
+                found.append(_collective(program, meshes, _Place(name, index), callers.get(name), sliced))
     return found
 
 
-def bytes_sent(collective: Collective, mesh: Mesh | AbstractMesh) -> float:
+def bytes_sent(collective: Collective) -> float:
     """Bytes that one device sends in one run, by the ring formula over the n devices of a replica group.
 
     All-gather, reduce-scatter and all-to-all send (n - 1) / n of the buffer, an all-reduce twice that, and a
     collective-permute all of it. A ragged all-to-all is charged its whole receive buffer, as if it were full.
     """
-    n = math.prod(mesh.shape[axis] for axis in collective.axes) if collective.axes else collective.replica_group_size
+    n = collective.replica_group_size
     if collective.kind == "collective-permute":
         return collective.bytes
     return collective.bytes * (n - 1) / n * (2 if collective.kind == "all-reduce" else 1)
@@ -142,7 +151,7 @@ def _asynchronous_callers(program: Program) -> dict[str, _Place]:
 
 
 def _collective(
-    program: Program, mesh: Mesh | AbstractMesh, place: _Place, caller: _Place | None, sliced: bool
+    program: Program, meshes: Sequence[Mesh | AbstractMesh], place: _Place, caller: _Place | None, sliced: bool
 ) -> Collective:
     """The collective at `place`.
 
@@ -160,7 +169,7 @@ def _collective(
         paired and not pair
     ):  # it ends in another computation, so only the start's shape is known: operands, then results
         results = results[len(instruction.operands) :][: len(instruction.operands)] or results
-    axes, size = _span(instruction, mesh)
+    axes, size = _span(instruction, meshes)
     count = program.executions[place.computation]
     if math.isnan(count):
         raise ValueError(f"{kind} {instruction.name} is in a loop whose trip count is not in the program's text")
@@ -196,13 +205,14 @@ def _reduction(program: Program, instruction: Instruction) -> Instruction:
     return _root(program.computations[callee]) if callee else instruction
 
 
-def _span(instruction: Instruction, mesh: Mesh | AbstractMesh) -> tuple[tuple[str, ...], int]:
-    """Mesh axes and size of a collective's replica groups."""
+def _span(instruction: Instruction, meshes: Sequence[Mesh | AbstractMesh]) -> tuple[tuple[str, ...], int]:
+    """Axes and size of a collective's replica groups, by the first of `meshes` that has such axes."""
+    mesh = meshes[0]
     if instruction.opcode.startswith("collective-permute"):
         axes = axes_of_pairs(source_target_pairs(instruction.attributes), mesh)
         return axes, math.prod(mesh.shape[axis] for axis in axes)
     groups = replica_groups(instruction.attributes, mesh.size)
-    return axes_of_replica_groups(groups, mesh), groups.shape[1]
+    return next(filter(None, (axes_of_replica_groups(groups, one) for one in meshes)), ()), groups.shape[1]
 
 
 def _pair(instructions: list[Instruction], start: int) -> tuple[int, int] | None:

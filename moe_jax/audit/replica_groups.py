@@ -12,6 +12,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Int
 
+from moe_jax.parallel.mesh import ACROSS_NODES, EXPERT, INSIDE_NODES
+
 _LIST = re.compile(r"replica_groups=\{((?:\{[\d,]*\},?)*)\}")
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:,\s*device_ids=\((.*?)\)(?=\s*\{))?\s*\{([^}]*)\}")
@@ -62,6 +64,14 @@ def axes_of_replica_groups(groups: Int[np.ndarray, "groups size"], mesh: Mesh | 
             if wanted == {frozenset(group.tolist()) for group in along}:
                 return axes
     return ()
+
+
+def with_nodes(mesh: Mesh | AbstractMesh, nodes: int) -> AbstractMesh:
+    """The mesh with `expert` cut into the nodes that it spans and the places inside them."""
+    parts = {ACROSS_NODES: nodes, INSIDE_NODES: mesh.shape[EXPERT] // nodes}
+    of_axis = lambda axis: parts if axis == EXPERT else {axis: mesh.shape[axis]}
+    shape = {name: size for axis in mesh.axis_names for name, size in of_axis(axis).items()}
+    return AbstractMesh(tuple(shape.values()), tuple(shape))
 
 
 def axes_of_pairs(pairs: Int[np.ndarray, "pairs 2"], mesh: Mesh | AbstractMesh) -> tuple[str, ...]:

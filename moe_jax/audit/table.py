@@ -23,7 +23,7 @@ def audit(run: RunConfig, mesh: Mesh, compiled: jax.stages.Compiled, compile_sec
     text, memory = compiled.as_text(), compiled.memory_analysis()
     if text is None or memory is None:
         raise ValueError("the compiler of this platform reports no text or no memory: audit for another target")
-    found = collectives(text, mesh)
+    found = collectives(text, mesh, run.moe.exchange_nodes)
     row_of = lambda c: (c.kind, c.axes, c.asynchronous)
     rows = []
     for (kind, axes, asynchronous), alike in itertools.groupby(sorted(found, key=row_of), key=row_of):
@@ -35,7 +35,7 @@ def audit(run: RunConfig, mesh: Mesh, compiled: jax.stages.Compiled, compile_sec
                 "asynchronous": asynchronous,
                 "count": sum(c.count for c in members),
                 "bytes": sum(c.count * c.bytes for c in members),
-                "bytes_sent": sum(c.count * bytes_sent(c, mesh) for c in members),
+                "bytes_sent": sum(c.count * bytes_sent(c) for c in members),
                 "beside_matmul": sum(c.count for c in members if "dot" in c.overlapped),
             }
         )

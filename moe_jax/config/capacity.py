@@ -35,6 +35,20 @@ def capacity_of(moe: MoEConfig, train: bool) -> int:
     return capacity(factor_of(moe, train), moe.top_k, moe.group_size, moe.num_experts)
 
 
+def expected_excess(trials: int, p: float, slots: int) -> float:
+    """E[(X - slots)+] of a Binomial(trials, p), for 0 < p < 1."""
+    log_p, log_q = math.log(p), math.log1p(-p)
+    log_factorial = math.lgamma(trials + 1)
+    excess = 0.0
+    for load in range(slots + 1, trials + 1):
+        ways = log_factorial - math.lgamma(load + 1) - math.lgamma(trials - load + 1)
+        probability = math.exp(ways + load * log_p + (trials - load) * log_q)
+        excess += (load - slots) * probability
+        if load > trials * p and probability < 1e-30:
+            break  # the rest of the tail is smaller still
+    return excess
+
+
 @functools.cache
 def random_drop_fraction(slots: int, top_k: int, group_size: int, num_experts: int) -> float:
     """Expected fraction of choices dropped when each token's K experts are a uniform draw without replacement.
@@ -45,10 +59,4 @@ def random_drop_fraction(slots: int, top_k: int, group_size: int, num_experts: i
     p = top_k / num_experts
     if p >= 1:
         return max(0.0, 1 - slots / group_size)
-    log_p, log_q = math.log(p), math.log1p(-p)
-    log_factorial = math.lgamma(group_size + 1)
-    excess = 0.0
-    for load in range(slots + 1, group_size + 1):
-        ways = log_factorial - math.lgamma(load + 1) - math.lgamma(group_size - load + 1)
-        excess += (load - slots) * math.exp(ways + load * log_p + (group_size - load) * log_q)
-    return excess / (group_size * p)
+    return expected_excess(group_size, p, slots) / (group_size * p)

@@ -6,7 +6,8 @@ from moe_jax.config.layers import BY_LAYER, moe_by_layer, num_moe_layers
 from moe_jax.config.rules import ConfigError, below_one, between, each, not_negative, one_of, positive
 from moe_jax.config.schema import MoEConfig, RunConfig
 from moe_jax.moe.bias_updates import BIAS_UPDATES
-from moe_jax.moe.dispatchers import DISPATCHERS, dispatcher_of
+from moe_jax.moe.dispatchers import DISPATCHERS
+from moe_jax.moe.exchange_checks import check_bound, check_exchange, check_nodes
 from moe_jax.moe.feed_forward import ACTIVATIONS
 from moe_jax.moe.grouped_matmul import IMPLEMENTATIONS
 from moe_jax.moe.losses import BALANCE_SCOPES
@@ -39,20 +40,24 @@ def check(run: RunConfig) -> None:
     _layers(run)
     if run.moe.num_experts:
         _groups(run)
+        check_nodes(run)
+        for moe in moe_by_layer(run):
+            check_bound(moe, run)
 
 
 def _fields(run: RunConfig) -> None:
     each(
         run,
-        "moe.top_k moe.every moe.d_ff moe.group_size moe.exchange_chunks moe.expert_groups moe.sinkhorn_iterations "
-        "moe.capacity_factor moe.eval_capacity_factor moe.routed_scaling moe.temperature moe.top_p",
+        "moe.top_k moe.every moe.d_ff moe.group_size moe.exchange_chunks moe.exchange_nodes moe.expert_groups "
+        "moe.sinkhorn_iterations moe.capacity_factor moe.eval_capacity_factor moe.routed_scaling moe.temperature "
+        "moe.top_p",
         positive,
     )
     each(
         run,
-        "moe.num_experts moe.first_dense moe.num_shared_experts moe.shared_d_ff moe.null_experts moe.top_groups "
-        "moe.temperature_steps moe.bias_steps moe.balance_loss moe.importance_loss moe.load_loss moe.z_loss "
-        "moe.entropy_loss moe.penalty_loss moe.final_temperature moe.target_experts",
+        "moe.num_experts moe.first_dense moe.num_shared_experts moe.shared_d_ff moe.exchange_bound moe.null_experts "
+        "moe.top_groups moe.temperature_steps moe.bias_steps moe.balance_loss moe.importance_loss moe.load_loss "
+        "moe.z_loss moe.entropy_loss moe.penalty_loss moe.final_temperature moe.target_experts",
         not_negative,
     )
     for field, known in CHOICES.items():
@@ -150,18 +155,13 @@ def by_layer_name(run: RunConfig, field: str, layer: int) -> str:
 def _moe_layer(moe: MoEConfig, name_of: dict[str, str], routers: Collection[str]) -> None:
     """Checks the settings of one layer, with the arguments of `check_router`."""
     _top_k(moe, name_of)
-    for name, train in ((name_of["capacity_factor"], True), ("moe.eval_capacity_factor", False)):
-        slots = dispatcher_of(moe).capacity(train)
-        if moe.exchange_chunks > slots:
-            raise ConfigError(
-                f"moe.exchange_chunks={moe.exchange_chunks} is more than the C={slots} slots of {name}: lower it"
-            )
     if moe.normalize_gates and moe.top_k == 1:
         raise ConfigError(
             f"moe.normalize_gates=True with {name_of['top_k']}=1 makes every gate the constant 1 and leaves the router "
             "without a gradient: set it to False"
         )
     check_router(moe, name_of, routers)
+    check_exchange(moe, name_of["capacity_factor"])
 
 
 def _top_k(moe: MoEConfig, name_of: dict[str, str]) -> None:

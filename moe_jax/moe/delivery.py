@@ -48,7 +48,7 @@ class Level(NamedTuple):
     unique: bool
     rows: int  # R, that each device may send to each other one; ragged: that a device may receive
     peers: Peers | None = None  # those that exchange with one another; None: the whole axis
-    ragged: bool = False
+    sends: int = 0  # ragged: rows of the buffer that a device sends from; 0: it is not ragged
 
 
 class Parcels(NamedTuple):
@@ -84,8 +84,8 @@ def deliver(
     there = _beside_rows(beside, parcels, level)
     rows = permute(x.astype(wire), parcels.token_in_row(), parcels.rows_of_token())
     rows = checkpoint_name(route.there(rows), DISPATCHED).astype(x.dtype)
-    there = Beside(*(None if table is None else route.there(table) for table in there))
-    if level.ragged:  # what is behind the last row arrives as zeros
+    there = jax.tree.map(lambda table: checkpoint_name(route.there(table), DISPATCHED), there)
+    if isinstance(route, Ragged):  # what is behind the last row arrives as zeros
         arrived = jnp.arange(rows.shape[0]) < jnp.sum(route.counts[:, index_over([EXPERT])])
         there = there._replace(address=jnp.where(arrived[:, None], there.address, level.addresses))
     y, _ = deliver(rows, there, rest, receive, wire)
@@ -98,7 +98,7 @@ def deliver_to_all(
 ) -> tuple[Float[Array, "T D"], Bool[Array, "T K"]]:
     """The same by gathering all tokens on all devices and adding up what these make of them: nothing can be lost."""
     rows = checkpoint_name(gather_rows(x.astype(wire)), DISPATCHED).astype(x.dtype)
-    everything = Beside(*(None if table is None else gather_rows(table) for table in beside))
+    everything = jax.tree.map(lambda table: checkpoint_name(gather_rows(table), DISPATCHED), beside)
     first = index_over([EXPERT]) * level.addresses
     local = everything.address - first
     is_here = (local >= 0) & (local < level.addresses)
@@ -131,12 +131,12 @@ def _pack(device: Int[Array, "T K"], level: Level) -> tuple[Parcels, Padded | Ra
     begun = jnp.cumsum(begins.reshape(tokens * k, -1), axis=0)
     place = jnp.sum(begun * jax.nn.one_hot(device.reshape(-1), level.devices, dtype=jnp.int32), axis=-1)
     place = place.reshape(tokens, k) - 1
-    if level.ragged:
+    if level.sends:
         wanted = begun[-1]
-        counts = _allowed(all_gather(wanted[None], [EXPERT], 0), level.rows)
+        counts = checkpoint_name(_allowed(all_gather(wanted[None], [EXPERT], 0), level.rows), DISPATCHED)
         ours = counts[index_over([EXPERT])]
         fits = place < jnp.take(ours, device, mode="clip")
-        num_rows = tokens * (min(k, level.devices) if level.unique else k)
+        num_rows = level.sends
         row = jnp.take(jnp.cumsum(ours) - ours, device, mode="clip") + place
         route: Padded | Ragged = Ragged(counts, num_rows, level.rows)
     else:

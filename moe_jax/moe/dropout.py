@@ -11,24 +11,23 @@ DROPOUT = 2**16  # folded into a group's key, which other noise folds small numb
 
 
 def token_noise(keys: Key[Array, "G"], tokens: int) -> UInt32[Array, "G T w"]:
-    """Random numbers of each token (or slot, where tokens are mixed) of a group, which travel with it to its experts."""
+    """Random numbers of each token (or slot, where tokens are mixed), which travel to its experts with it."""
     number = jnp.arange(tokens)
     of_group = lambda key: jax.vmap(lambda token: jax.random.fold_in(jax.random.fold_in(key, DROPOUT), token))(number)
     return jax.random.key_data(jax.vmap(of_group)(keys))
 
 
 def hidden_mask(
-    noise: UInt32[Array, "*R w"], expert: Int[Array, "*R"], rate: float, hidden: int, keys: Key[Array, "G"]
+    noise: UInt32[Array, "*R w"], expert: Int[Array, "*R"], rate: float, hidden: int
 ) -> Float[Array, "*R f"]:
     """What to multiply rows of the hidden layer with in training: 0 with probability `rate`, otherwise 1 / (1 - rate)
     (Switch Transformer, section 2.4, table 4).
 
     Every hidden unit draws from a key of its own, which is folded from its token's noise, its expert (of all experts)
-    and its place in F, so that nothing depends on the mesh. `hidden` is this device's part of F; `keys` are any of the
-    generator that made the noise.
+    and its place in F, so that nothing depends on the mesh. `hidden` is this device's part of F.
     """
     unit = index_over([TENSOR]) * hidden + jnp.arange(hidden)
-    rows = jax.random.wrap_key_data(noise.reshape(-1, noise.shape[-1]), impl=jax.random.key_impl(keys))
+    rows = jax.random.wrap_key_data(noise.reshape(-1, noise.shape[-1]))
 
     def of_unit(key: Key[Array, ""], expert: Array, unit: Array) -> Array:
         return jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, expert), unit), 1 - rate)

@@ -153,7 +153,6 @@ class Experts(nnx.Module):
         out = _network(weights, self.activation, in_rows(buffers), None if mask is None else in_rows(mask))
         return out.reshape(experts, groups, slots, size).swapaxes(0, 1)
 
-
     def of_rows(
         self,
         rows: Float[Array, "M D"],
@@ -185,12 +184,15 @@ class _Arithmetic(NamedTuple):
     add: Product = lambda y, bias: y + bias[..., None, :]
 
 
+BATCHED = _Arithmetic()
+
+
 def _network(
     weights: Weights,
     activation: str,
     x: Float[Array, "*B D"],
     mask: Float[Array, "*B F"] | None = None,
-    arithmetic: _Arithmetic = _Arithmetic(),
+    arithmetic: _Arithmetic = BATCHED,
 ) -> Float[Array, "*B D"]:
     apply = functools.partial(_product, weights, arithmetic)
     up = apply("up", x)

@@ -4,8 +4,12 @@ import functools
 import math
 from fractions import Fraction
 
+from moe_jax.config.capacity import expected_excess
 from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.delivery import Level
+from moe_jax.moe.routers import num_ranks
+
+GATHERING = ("auto", "all_gather")  # the values of `moe.exchange` that, for dropless, gather all tokens on all devices
 
 
 def levels_of(moe: MoEConfig, devices: int, tokens: int, slots: int = 0) -> list[Level]:
@@ -19,15 +23,15 @@ def levels_of(moe: MoEConfig, devices: int, tokens: int, slots: int = 0) -> list
     nodes = moe.exchange_nodes if moe.exchange_nodes > 1 else devices
     experts = moe.num_experts // nodes
     bound = level_rows(moe, nodes, tokens, slots)
-    ragged = moe.exchange == "ragged"
+    sends = tokens * (min(num_ranks(moe), nodes) if moe.exchange_unique else num_ranks(moe))
     first = Level(
         devices=nodes,
         addresses=experts * per_expert,
-        entries=min(moe.top_k, experts) if moe.exchange_unique else 1,
+        entries=min(num_ranks(moe), experts) if moe.exchange_unique else 1,
         unique=moe.exchange_unique,
         rows=bound,
         peers=_across(nodes, devices) if nodes < devices else None,
-        ragged=ragged,
+        sends=sends if moe.exchange == "ragged" else 0,
     )
     if nodes == devices:
         return [first]
@@ -58,7 +62,7 @@ def level_rows(moe: MoEConfig, devices: int, tokens: int, slots: int = 0) -> int
 def most_rows(moe: MoEConfig, devices: int, tokens: int, slots: int = 0) -> int:
     """The most rows that one device can have for one of `devices` others."""
     experts = moe.num_experts // devices
-    rows = tokens if moe.exchange_unique else tokens * min(moe.top_k, experts)
+    rows = tokens if moe.exchange_unique else tokens * min(num_ranks(moe), experts)
     return min(rows, experts * slots) if slots else rows
 
 
@@ -67,9 +71,35 @@ def balanced_rows(moe: MoEConfig, devices: int, tokens: int) -> Fraction:
     draw without replacement.
     """
     if not moe.exchange_unique:
-        return Fraction(tokens * moe.top_k, devices)
+        return Fraction(tokens * num_ranks(moe), devices)
+    choices = num_ranks(moe)
     elsewhere = moe.num_experts - moe.num_experts // devices
-    return tokens * (1 - Fraction(math.comb(elsewhere, moe.top_k), math.comb(moe.num_experts, moe.top_k)))
+    return tokens * (1 - Fraction(math.comb(elsewhere, choices), math.comb(moe.num_experts, choices)))
+
+
+def in_words(moe: MoEConfig, devices: int, tokens: int, row_bytes: int, slots: int = 0) -> str:
+    """The exchange of a layer: the rows that arrive at most, their memory, and what may drop for want of them."""
+    local = moe.num_experts // devices
+    if moe.exchange in GATHERING and not slots:
+        most = devices * tokens * min(num_ranks(moe), local)
+        return (
+            f"exchange: all_gather, a device gets the {devices * tokens:,} tokens of all devices and has room for "
+            f"{most:,} choices of its experts ({most * row_bytes / 1e6:,.1f} MB): nothing drops"
+        )
+    first = levels_of(moe, devices, tokens, slots)[0]
+    rows = first.rows if first.sends else first.devices * first.rows
+    said = f"exchange: a device has room for {rows:,} rows of others' ({rows * row_bytes / 1e6:,.1f} MB)"
+    senders = first.devices if first.sends else 1
+    most = senders * most_rows(moe, first.devices, tokens, slots)
+    if first.rows >= most:
+        return f"{said}, as many as can come"
+    balanced = senders * balanced_rows(moe, first.devices, tokens)
+    trials = senders * tokens * (1 if moe.exchange_unique else num_ranks(moe))
+    dropped = expected_excess(trials, float(balanced / trials), first.rows) / float(balanced)
+    return (
+        f"{said}, {moe.exchange_bound} times the balanced load: uniform random routing would drop {dropped:.2%} of "
+        f"them, and the most skewed {1 - first.rows / most:.0%}; who loses depends on the mesh"
+    )
 
 
 @functools.cache

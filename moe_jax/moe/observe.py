@@ -11,7 +11,7 @@ from moe_jax.moe.bias_updates import BIAS_UPDATES
 from moe_jax.moe.losses import active_losses
 from moe_jax.moe.measures import MEASURES
 from moe_jax.moe.router import columns
-from moe_jax.moe.routers import ROUTERS
+from moe_jax.moe.routers import ROUTERS, num_ranks
 from moe_jax.moe.routing import Routing
 from moe_jax.moe.sums import Observed, SumOf, Sums, total
 
@@ -33,7 +33,7 @@ def num_evidence(moe: MoEConfig) -> int:
 
 def _size(moe: MoEConfig, functions: list[SumOf]) -> int:
     """Numbers in the sums of a router that fills in every part of a routing."""
-    ranks = moe.num_experts if ROUTERS[moe.router].fills_slots else moe.top_k
+    ranks = num_ranks(moe)
     zeros = lambda *shape: jnp.zeros((1, moe.group_size, *shape))
 
     def of_blank_routing() -> Sums:

@@ -48,6 +48,7 @@ class Router(nnx.Module):
     least_top_k: ClassVar[int] = 1
     causal: ClassVar[bool] = True  # False: in training a token's choices depend on later tokens
     causal_in_evaluation: ClassVar[bool] = True  # False: they do in evaluation
+    gates_input: ClassVar[bool] = False  # the experts' inputs are multiplied with gates
     fills_slots: ClassVar[bool] = False  # every slot is used and nothing is dropped: E * C / T experts a token
     dispatchers: ClassVar[tuple[str, ...]] = CARRY_CHOICES  # that can carry its decisions; "auto" is the first
     options: ClassVar[frozenset[str]] = frozenset(  # fields of MoEConfig that some routers use, this one among them

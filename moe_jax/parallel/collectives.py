@@ -80,9 +80,7 @@ def _is_sliver(x: Array, dim: int) -> bool:
     return dim == x.ndim - 2 and rows < TILE_ROWS and rows * columns % (TILE_ROWS * LANES) == 0
 
 
-def all_to_all(
-    x: Array, axis: str, split: int, concat: int, groups: Sequence[Sequence[int]] | None = None
-) -> Array:
+def all_to_all(x: Array, axis: str, split: int, concat: int, groups: Sequence[Sequence[int]] | None = None) -> Array:
     """Cuts dimension `split` into a piece for each device along `axis` and joins the received ones along `concat`.
 
     With `groups` of places on the axis each exchanges among itself.

@@ -40,7 +40,7 @@ class Padded(NamedTuple):
     Row z * R + r is the r-th for the z-th peer, and there the r-th from this one.
     """
 
-    peers: Peers
+    peers: Peers | None = None  # those that exchange with one another; None: the whole axis
 
     def there(self, rows: Shaped[Array, "N *D"]) -> Shaped[Array, "N *D"]:
         """To the peers."""

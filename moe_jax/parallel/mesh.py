@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh
 from moe_jax.config.schema import MeshConfig
 
 DATA, FSDP, EXPERT, TENSOR = AXES = ("data", "fsdp", "expert", "tensor")
+ACROSS_NODES, INSIDE_NODES = "expert:nodes", "expert:inside"  # parts of EXPERT, where it spans nodes
 TOKEN_AXES = (DATA, FSDP, EXPERT)  # over which the batch is sharded; along TENSOR tokens are replicated
 
 

@@ -3,11 +3,15 @@
 import warnings
 from collections.abc import Iterator
 
+import jax.numpy as jnp
+
 from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import MoEConfig, RunConfig, TrainConfig, flatten
-from moe_jax.moe.dispatchers import dispatcher_of
+from moe_jax.moe.dispatchers import dispatcher_name, dispatcher_of
+from moe_jax.moe.levels import in_words
 from moe_jax.moe.plan import DROP_ORDERS
 from moe_jax.moe.routers import ROUTERS
+from moe_jax.parallel.checks import token_shards
 from moe_jax.resolve.counting import causal_flops_per_token, count
 
 
@@ -27,6 +31,7 @@ def describe(run: RunConfig) -> list[str]:
             f"groups of {moe.group_size} tokens",
             _capacity_line("training", moe, train=True),
             _capacity_line("evaluation", moe, train=False),
+            *_exchange_lines(run, moe),
         ]
     return lines
 
@@ -84,9 +89,23 @@ def markdown(run: RunConfig) -> str:
 
 def _capacity_line(phase: str, moe: MoEConfig, train: bool) -> str:
     dispatcher = dispatcher_of(moe)
+    if dispatcher_name(moe) == "dropless":
+        return f"capacity in {phase}: an expert takes every token that chose it"
     drops = f"uniform random routing would drop {dispatcher.random_drop_fraction(train):.2%}"
     return (
         f"capacity in {phase}: C = {dispatcher.capacity(train)} slots an expert and group, factor "
         f"{dispatcher.factor(train)} (effective {dispatcher.effective_factor(train):.3f}); "
         f"{'nothing drops' if ROUTERS[moe.router].fills_slots else drops}"
     )
+
+
+def _exchange_lines(run: RunConfig, moe: MoEConfig) -> Iterator[str]:
+    """What a device has room for, where that is not said by the capacity, and what may drop for want of it."""
+    if run.mesh.expert == 1 or not (moe.exchange_unique or dispatcher_name(moe) == "dropless"):
+        return
+    sequences = run.data.batch_size // run.train.accumulate // token_shards(run.mesh)
+    tokens = sequences * run.data.sequence_length
+    slots = 0
+    if dispatcher_name(moe) != "dropless":
+        slots = tokens // moe.group_size * dispatcher_of(moe).capacity()
+    yield in_words(moe, run.mesh.expert, tokens, run.model.d_model * jnp.dtype(run.model.dtype).itemsize, slots)

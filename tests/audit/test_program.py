@@ -56,7 +56,7 @@ def test_a_gather_is_found_over_exactly_its_axes(axes):
     found = only(collectives(compiled(gather(axes), P(AXES), (16, 3), out=P()), MESH))
     assert (found.kind, found.axes, found.replica_group_size) == ("all-gather", axes, 2 ** len(axes))
     assert found.bytes == 2 * 2 ** len(axes) * 3 * 4  # 2 rows a device, float32, gathered
-    assert bytes_sent(found, MESH) == found.bytes * (1 - 2 ** -len(axes))
+    assert bytes_sent(found) == found.bytes * (1 - 2 ** -len(axes))
 
 
 def test_one_gather_over_two_axes_is_told_from_one_after_the_other():
@@ -83,7 +83,7 @@ def test_kinds_and_bytes():
 
     found = {c.kind: c for c in collectives(compiled(function, P(AXES), (64, 3)), MESH)}
     buffer = 8 * 3 * 4  # 8 rows a device
-    assert {kind: (c.axes, c.bytes, bytes_sent(c, MESH)) for kind, c in found.items()} == {
+    assert {kind: (c.axes, c.bytes, bytes_sent(c)) for kind, c in found.items()} == {
         "all-to-all": (("expert",), buffer, buffer / 2),
         "all-reduce": (("data",), buffer, buffer),
         "collective-permute": (("fsdp",), buffer, buffer),
@@ -176,7 +176,7 @@ def test_groups_that_fit_no_axes_keep_their_size():
     odd = re.sub(r"replica_groups=.*?, dimensions", "replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions", text)
     found = only(collectives(odd, grid(4, 2, 1)))
     assert (found.axes, found.replica_group_size) == ((), 4)
-    assert bytes_sent(found, MESH) == found.bytes * 3 / 4
+    assert bytes_sent(found) == found.bytes * 3 / 4
 
 
 def test_an_unknown_form_is_refused():

@@ -41,14 +41,15 @@ def through_experts(
     returned = []
     for chunk, own in zip(jnp.array_split(by_expert(buffers).astype(wire), chunks, axis=2), noises, strict=True):
         dispatched = checkpoint_name(to_experts(chunk), DISPATCHED)
-        mask = None if own is None else _mask(to_experts(own), weights, context, moe).astype(buffers.dtype)
+        mask = None if own is None else _mask(own, weights, moe).astype(buffers.dtype)
         out = experts(dispatched.astype(buffers.dtype), weights, mask)
         returned.append(checkpoint_name(from_experts(out.astype(wire)), RETURNED))
     return jnp.concatenate(returned, axis=2).astype(buffers.dtype).reshape(buffers.shape)
 
 
-def _mask(noise: UInt32[Array, "G e C w"], weights: Weights, context: Context, moe: MoEConfig) -> Array:
+def _mask(noise: UInt32[Array, "G E C w"], weights: Weights, moe: MoEConfig) -> Float[Array, "_ e C f"]:
+    noise = checkpoint_name(to_experts(noise), DISPATCHED)
     experts, _, hidden = weights.up.shape
     expert = index_over([EXPERT]) * experts + jnp.arange(experts)
     expert = jnp.broadcast_to(expert[:, None], noise.shape[:-1])
-    return hidden_mask(noise, expert, moe.expert_dropout, hidden, context.keys)
+    return hidden_mask(noise, expert, moe.expert_dropout, hidden)

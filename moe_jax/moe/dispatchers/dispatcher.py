@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import ClassVar, Literal
 
@@ -14,6 +15,7 @@ from moe_jax.moe.feed_forward import Experts
 from moe_jax.moe.router import columns
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.moe.routing import Routing
+from moe_jax.moe.wires import Wire
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,12 @@ class Dispatcher(abc.ABC):
         A token without a carried choice gets zeros.
         """
 
+    @abc.abstractmethod
+    def wires(self, devices: int, groups: int, remat: str) -> Iterator[Wire]:
+        """What a training step exchanges for a micro-batch of one layer over an axis `expert` of so many devices, each
+        of which has so many groups; `remat` is `model.remat`.
+        """
+
     def summed_rows(self, train: bool = True) -> int:
         """Rows of D numbers that are summed over `tensor`, forward and, for their gradients, backward."""
         return self.moe.group_size if self.splits == "tokens" else self.rows(train)
@@ -57,11 +65,6 @@ class Dispatcher(abc.ABC):
     def rows(self, train: bool = True) -> int:
         """Rows of D numbers that travel to the experts: S = E * C."""
         return self.moe.num_experts * self.capacity(train)
-
-    @property
-    def exchanges(self) -> int:
-        """All-to-alls that a layer's rows travel in, in one direction."""
-        return self.moe.exchange_chunks
 
     def effective_factor(self, train: bool = True) -> float:
         """The capacity factor after rounding."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from moe_jax.moe.dispatchers.buffers import through_experts
 from moe_jax.moe.dispatchers.dispatcher import Dispatcher
 from moe_jax.moe.dropout import token_noise
+from moe_jax.moe.wires import slot_wires
 from moe_jax.parallel.collectives import sum_over, varying
 from moe_jax.parallel.mesh import TENSOR
 
@@ -29,3 +30,7 @@ class Mixed(Dispatcher):
         out = sum_over(through_experts(buffers, experts, context, self.moe, noise), [TENSOR])
         y = jnp.einsum("gts,gsd->gtd", into_tokens, out.astype(into_tokens.dtype), precision="highest")
         return y.astype(x.dtype), routing.wanted
+
+    def wires(self, devices, groups, remat):
+        """See `Dispatcher.wires`."""
+        return slot_wires(self.moe, groups, self.capacity(), remat)

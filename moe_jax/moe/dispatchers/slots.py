@@ -10,9 +10,12 @@ from jaxtyping import Array, Float, UInt32
 from moe_jax.moe.context import Context
 from moe_jax.moe.dispatchers.buffers import through_experts
 from moe_jax.moe.dispatchers.dispatcher import Dispatcher
+from moe_jax.moe.dispatchers.once import through_slots_there
 from moe_jax.moe.dropout import token_noise
+from moe_jax.moe.levels import levels_of
 from moe_jax.moe.permute import permute
 from moe_jax.moe.plan import Plan, make_plan
+from moe_jax.moe.wires import level_wires, slot_wires
 
 
 class Slots(Dispatcher):
@@ -21,9 +24,18 @@ class Slots(Dispatcher):
     def __call__(self, x, routing, experts, context):
         """See `Dispatcher.__call__`."""
         plan = make_plan(routing, context.capacity, self.moe.drop_order, self.moe.null_experts)
+        if self.moe.exchange_unique:
+            return through_slots_there(x, routing, plan, experts, context, self.moe)
         buffers = self.fill(x, routing.input_gate, plan)
         out = through_experts(buffers, experts, context, self.moe, self._noise(x.shape[1], plan, context))
         return self.combine(out, routing.gate, plan), plan.kept()
+
+    def wires(self, devices, groups, remat):
+        """See `Dispatcher.wires`."""
+        if self.moe.exchange_unique:
+            levels = levels_of(self.moe, devices, groups * self.moe.group_size, groups * self.capacity())
+            return level_wires(self.moe, levels, remat)
+        return slot_wires(self.moe, groups, self.capacity(), remat)
 
     def _noise(self, tokens: int, plan: Plan, context: Context) -> UInt32[Array, "G S w"] | None:
         """The noise of the slots' tokens, for expert dropout."""

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 
 class Multiply(Protocol):
-    """Rows of each group times its matrix, or times its transpose. Rows past the last group may come out as anything."""
+    """Rows of each group times its matrix, or its transpose. Rows past the last group may come out as anything."""
 
     def __call__(
         self, rows: Float[Array, "M _"], weights: Float[Array, "G K N"], sizes: Int[Array, "G"], transpose: bool

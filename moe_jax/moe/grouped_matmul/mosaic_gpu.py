@@ -1,5 +1,7 @@
 """JAX's Pallas kernels for NVIDIA's Hopper (Mosaic GPU): one for the products, one for the gradient of the matrices."""
 
+from typing import Any
+
 from jax.experimental.pallas.ops.gpu import ragged_dot_mgpu, transposed_ragged_dot_mgpu
 from jaxtyping import Array, Float, Int
 
@@ -7,8 +9,13 @@ from moe_jax.moe.grouped_matmul.implementation import Implementation
 from moe_jax.moe.grouped_matmul.tiles import pad
 
 BLOCK, BLOCK_CONTRACTED = 128, 64
-BLOCKS = {"block_m": BLOCK, "block_n": BLOCK, "block_k": BLOCK_CONTRACTED}
-PIPELINE = {"max_concurrent_steps": 4, "grid_block_n": 1}
+SCHEDULE: dict[str, Any] = {
+    "block_m": BLOCK,
+    "block_n": BLOCK,
+    "block_k": BLOCK_CONTRACTED,
+    "max_concurrent_steps": 4,
+    "grid_block_n": 1,
+}
 
 
 def multiply(
@@ -16,14 +23,8 @@ def multiply(
 ) -> Float[Array, "M _"]:
     """See `Multiply`."""
     num_rows, columns = rows.shape[0], weights.shape[1 if transpose else 2]
-    out = ragged_dot_mgpu.ragged_dot(
-        pad(rows, dim0=BLOCK, dim1=BLOCK),
-        pad(weights, dim1=BLOCK, dim2=BLOCK),
-        group_sizes=sizes,
-        transpose_rhs=transpose,
-        **BLOCKS,
-        **PIPELINE,
-    )
+    rows, weights = pad(rows, dim0=BLOCK, dim1=BLOCK), pad(weights, dim1=BLOCK, dim2=BLOCK)
+    out = ragged_dot_mgpu.ragged_dot(rows, weights, group_sizes=sizes, transpose_rhs=transpose, **SCHEDULE)
     return out[:num_rows, :columns]
 
 
@@ -31,7 +32,7 @@ def outer(rows: Float[Array, "M K"], grads: Float[Array, "M N"], sizes: Int[Arra
     """See `Outer`."""
     size, columns = rows.shape[1], grads.shape[1]
     rows, grads = (pad(a, dim0=BLOCK_CONTRACTED, dim1=BLOCK) for a in (rows, grads))
-    out = transposed_ragged_dot_mgpu.transposed_ragged_dot(rows, grads, group_sizes=sizes, **BLOCKS, **PIPELINE)
+    out = transposed_ragged_dot_mgpu.transposed_ragged_dot(rows, grads, group_sizes=sizes, **SCHEDULE)
     return out[:, :size, :columns]
 
 

@@ -41,9 +41,7 @@ def multiply(
     return _with_least_work(with_capacity, sizes, rows.shape[0])
 
 
-def outer(
-    rows: Float[Array, "M K"], grads: Float[Array, "M N"], sizes: Int[Array, "G"]
-) -> Float[Array, "G K N"]:
+def outer(rows: Float[Array, "M K"], grads: Float[Array, "M N"], sizes: Int[Array, "G"]) -> Float[Array, "G K N"]:
     """See `Outer`."""
 
     def with_capacity(capacity: int) -> Float[Array, "G K N"]:
@@ -79,9 +77,7 @@ def work(sizes: Int[Array, "G"], num_rows: int) -> Sequence[Int[Array, ""]]:
 
 
 def _with_least_work(with_capacity: Callable[[int], Array], sizes: Int[Array, "G"], num_rows: int) -> Array:
-    branches = [
-        lambda capacity=capacity: with_capacity(capacity) for capacity in capacities(num_rows, sizes.shape[0])
-    ]
+    branches = [lambda capacity=capacity: with_capacity(capacity) for capacity in capacities(num_rows, sizes.shape[0])]
     return lax.switch(jnp.argmin(jnp.stack(work(sizes, num_rows))), branches)
 
 

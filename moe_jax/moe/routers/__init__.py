@@ -1,5 +1,6 @@
 """Every router by its name in a config. Add one by writing it in a file of this package and naming it in `ROUTERS`."""
 
+from moe_jax.config.schema import MoEConfig
 from moe_jax.moe.router import Router
 from moe_jax.moe.routers.controls import Hash, Random
 from moe_jax.moe.routers.expert_choice import ExpertChoice
@@ -32,3 +33,8 @@ ROUTERS: dict[str, type[Router]] = {
     "expert_choice": ExpertChoice,
     "soft": Soft,
 }
+
+
+def num_ranks(moe: MoEConfig) -> int:
+    """K, the choices that a token has in a `Routing`: all experts where the router fills slots."""
+    return moe.num_experts if ROUTERS[moe.router].fills_slots else moe.top_k

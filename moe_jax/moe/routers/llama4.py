@@ -13,6 +13,7 @@ class Llama4(Router):
     """The K largest logits (Llama 4: one); sigmoid(logit) multiplies the expert's input, its output has weight 1."""
 
     paper: ClassVar[str] = "Llama 4 (Meta 2025), the published model code"
+    gates_input: ClassVar[bool] = True
 
     def choose(self, x, logits, context):
         """See `Router.choose`."""
