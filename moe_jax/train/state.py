@@ -76,7 +76,7 @@ def build_model(task: Task, mesh: Mesh) -> Model:
     Raises ValueError for float64 where JAX does not have it, and ConfigError for a grouped matmul that the mesh's
     devices do not have.
     """
-    run = with_grouped_matmul(task.run, mesh.devices.flat[0].platform)
+    run = with_grouped_matmul(task.run, mesh.devices.flat[0])
     if run.model.dtype == "float64" and jax.dtypes.canonicalize_dtype(jnp.float64) != jnp.float64:
         raise ValueError("model.dtype='float64' needs JAX_ENABLE_X64=1 in the environment")
     blank = nnx.eval_shape(lambda: task_of(run).build(nnx.Rngs(params=0)))
@@ -103,11 +103,11 @@ def build_model(task: Task, mesh: Mesh) -> Model:
     )
 
 
-def with_grouped_matmul(run: RunConfig, platform: str) -> RunConfig:
-    """The run with the name of what multiplies on the platform in place of "auto", where anything does."""
+def with_grouped_matmul(run: RunConfig, device: jax.Device) -> RunConfig:
+    """The run with the name of what multiplies on the device in place of "auto", where anything does."""
     if all(dispatcher_name(part.moe) != "dropless" for part in moe_segments(run)):
         return run
-    name = implementation_of(run.moe.grouped_matmul, platform, run.model.dtype)
+    name = implementation_of(run.moe.grouped_matmul, device.platform, device.device_kind, run.model.dtype)
     return dataclasses.replace(run, moe=dataclasses.replace(run.moe, grouped_matmul=name))
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,10 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.audit.compile import compile_train_step
-from moe_jax.audit.contract import exchange_bytes, violations
+from moe_jax.audit.contract import Exchanged, exchanges, violations
 from moe_jax.audit.program import collectives
 from moe_jax.config import MeshConfig, MoEConfig, default_config
-from moe_jax.moe import layer
+from moe_jax.moe import delivery, layer
 from moe_jax.moe.context import plain_context
 from moe_jax.moe.dispatchers import buffers as dispatch
 from moe_jax.moe.feed_forward import Experts
@@ -51,7 +53,7 @@ def compiled(mesh, **fields):
     run = resolve(config, 8)
     on = make_mesh(run.mesh)
     program, _ = compile_train_step(run, on)
-    return collectives(program.as_text(), on), run, on
+    return collectives(program.as_text(), on, run.moe.exchange_nodes), run, on
 
 
 compiled_once = functools.cache(lambda: compiled({"data": 2, "expert": 4}))
@@ -75,7 +77,8 @@ def test_the_step_keeps_the_contract(mesh, remat):
     # E * C * D floats of this device's groups; C = ceil(1.25 * 2 * 30 / 8) = 10.
     groups = 8 // (on.size // mesh.get("tensor", 1))
     assert {c.bytes for c in exchanged} <= {groups * 8 * 10 * 24 * 4}
-    assert exchange_bytes(run, run.moe, "cpu") == groups * 8 * 10 * 24 * 4
+    one = Exchanged("all-to-all", ("expert",), groups * 8 * 10 * 24 * 4)
+    assert exchanges(run, "cpu") == ({one: layers * passes} if "expert" in mesh else {})
     if set(mesh) & {"fsdp", "expert"}:
         assert {c.axes for c in found if c.kind == "reduce-scatter"} <= {("fsdp",), ("expert",)}
         assert any(c.kind == "reduce-scatter" for c in found)
@@ -96,7 +99,44 @@ ROUTED = {
 def test_every_way_to_the_experts_keeps_the_contract(mesh, fields):
     found, run, on = compiled(mesh, **fields)
     assert violations(found, run, on) == []
-    assert sum(c.count for c in found if c.kind == "all-to-all") == 8
+    noise = 2 if run.moe.expert_dropout else 0
+    assert sum(c.count for c in found if c.kind == "all-to-all") == 8 + noise
+
+
+DROPLESS = {"moe.dispatcher": "dropless"}
+ONCE = {"moe.exchange_unique": True}
+WAYS = {  # how tokens cross, and on how many exchanges of what size, for each of the two layers of 30 tokens a device
+    "once": (ONCE, {"f32[20,24]": 8, "f32[20,2]": 4, "s32[20,2]": 2}),
+    "all_gather": (DROPLESS, {}),
+    "all_to_all": ({**DROPLESS, "moe.exchange": "all_to_all"}, {"f32[60,24]": 8, "s32[60,1]": 2}),
+    "nodes": (
+        {**DROPLESS, **ONCE, "moe.exchange": "all_to_all", "moe.exchange_nodes": 2, "moe.expert_dropout": 0.1},
+        {
+            "f32[30,24]": 8, "f32[60,24]": 8, "f32[30,2]": 4, "f32[60,2]": 4, "s32[30,2]": 2, "s32[60,2]": 2,
+            "u32[30,2]": 2, "u32[60,2]": 2,
+        },
+    ),
+    "ragged": ({**DROPLESS, "moe.exchange": "ragged"}, {"f32[1,60,24]": 8, "s32[1,60,1]": 2}),
+    "ragged once": (
+        {**DROPLESS, **ONCE, "moe.exchange": "ragged", "moe.router": "llama4", "moe.balance_loss": 0.0},
+        {"f32[1,60,24]": 8, "f32[1,60,2]": 6, "s32[1,60,2]": 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("remat", ["save_exchange", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_across_the_mesh_keeps_the_contract(way, remat):
+    fields, shapes = WAYS[way]
+    found, run, on = compiled({"data": 2, "expert": 4}, **fields, **{"model.remat": remat})
+    assert violations(found, run, on) == []
+    if remat == "save_exchange":
+        counts = Counter()
+        for c in found:
+            counts.update({c.shapes[0]: c.count} if "all-to-all" in c.kind else {})
+        assert counts == shapes
+        if way == "nodes":
+            assert {c.axes for c in found if c.kind == "all-to-all"} == {("expert:nodes",), ("expert:inside",)}
 
 
 @pytest.mark.parametrize(
@@ -204,6 +244,26 @@ def test_an_exchange_too_many(monkeypatch):
 def test_an_exchange_that_runs_again_in_the_backward_pass(monkeypatch):
     monkeypatch.setattr(dispatch, "checkpoint_name", lambda x, name: x)
     assert "12 all-to-alls in a step, not 8" in broken(**{"model.remat": "save_exchange"})
+
+
+@pytest.mark.parametrize("way", ["once", "nodes", "ragged"])
+def test_rows_that_cross_more_often(monkeypatch, way):
+    kind = delivery.Ragged if way == "ragged" else delivery.Padded
+    there, back = kind.there, delivery.Ragged.back if way == "ragged" else kind.there
+    monkeypatch.setattr(kind, "there", lambda self, rows: there(self, back(self, there(self, rows) * 2)))
+    assert re.search(r"\d+ all-to-alls in a step, not \d+", broken(**WAYS[way][0]))
+
+
+def test_tokens_gathered_more_often(monkeypatch):
+    gather = delivery.gather_rows
+    monkeypatch.setattr(delivery, "gather_rows", lambda rows: gather(rows) + gather(rows[::-1] * 2))
+    assert "6 all-gathers of 11520 bytes in a step, not 4" in broken(**DROPLESS)
+
+
+def test_sums_scattered_more_often(monkeypatch):
+    scatter = delivery.scatter_sums
+    monkeypatch.setattr(delivery, "scatter_sums", lambda rows: scatter(rows) + scatter(rows[::-1] * 2))
+    assert re.search(r"reduce-scatters of 11520 bytes in a step, not 4", broken(**DROPLESS))
 
 
 def test_a_weight_gathered_over_two_axes_at_once(monkeypatch):

@@ -9,8 +9,7 @@ from one_device import apply, make_layer, on_one_device
 
 from moe_jax.config import MoEConfig
 from moe_jax.moe.context import plain_context
-from moe_jax.moe.dropout import hidden_mask
-from moe_jax.moe.feed_forward import Weights
+from moe_jax.moe.dropout import hidden_mask, token_noise
 
 G, T, D, F, RATE = 2, 12, 5, 8, 0.25
 
@@ -31,9 +30,14 @@ def keys():
 
 
 def mask_of(experts, slots, hidden, rate=RATE):
-    up = jnp.zeros((experts, D, hidden))
-    weights = Weights(up, None, up.swapaxes(1, 2))
-    return np.asarray(on_one_device(lambda keys: hidden_mask(keys, rate, slots, weights))(keys()))
+    """[G, experts, slots, hidden], where slot c of every expert holds token c."""
+
+    def draw(keys):
+        noise = jnp.broadcast_to(token_noise(keys, slots)[:, None], (G, experts, slots, 2))
+        expert = jnp.broadcast_to(jnp.arange(experts)[:, None], (G, experts, slots))
+        return hidden_mask(noise, expert, rate, hidden)
+
+    return np.asarray(jax.jit(on_one_device(draw))(keys()))
 
 
 def test_units_are_dropped_at_the_rate_and_the_rest_scaled():

@@ -10,6 +10,7 @@ from softmax import softmax
 
 from moe_jax.config import MoEConfig
 from moe_jax.moe.context import plain_context
+from moe_jax.moe.router import CARRY_SLOTS
 from moe_jax.moe.routers import ROUTERS
 from moe_jax.moe.routers.top_k import TopK
 from moe_jax.moe.routing import pick
@@ -57,7 +58,7 @@ def test_input_and_identity_gates_with_every_dispatcher(monkeypatch):
         x, dy = rng.normal(size=(2, G, T, D))
         valid = rng.random((G, T)) > 0.2
         outputs = {}
-        for dispatcher in Gated.dispatchers:
+        for dispatcher in CARRY_SLOTS:
             moe = MoEConfig(
                 num_experts=E, router="gated", top_k=K, d_ff=F, activation="swiglu", group_size=T,
                 capacity_factor=0.75, dispatcher=dispatcher,

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import MeshConfig
-from moe_jax.moe.grouped_matmul import DEFAULTS, IMPLEMENTATIONS, check_implementation, grouped_matmul
+from moe_jax.moe.grouped_matmul import grouped_matmul, implementation_of
 from moe_jax.moe.grouped_matmul.padded import BLOCK, BLOCK_OVERHEAD, capacities, work
 from moe_jax.parallel.mesh import make_mesh
 
@@ -140,29 +140,36 @@ def test_results_vary_over_the_mesh_as_the_operands_do():
     np.testing.assert_allclose(got, 10 * by_loop(*map(np.asarray, (rows, weights, sizes, grads)))[2], atol=1e-2)
 
 
+CPU, TPU, HOPPER, BLACKWELL = ("cpu", "cpu"), ("tpu", "TPU v5"), ("gpu", "NVIDIA H200"), ("gpu", "NVIDIA B200")
+
+
 @pytest.mark.parametrize(
-    ("name", "platform", "dtype", "message"),
+    ("name", "on", "dtype", "message"),
     [
-        (
-            "megablox", "cpu", "float32",
-            "moe.grouped_matmul='megablox' runs on tpu and JAX is on cpu: use one of 'auto', 'padded', 'mega",
-        ),
-        ("mosaic_gpu", "gpu", "float32", "multiplies bfloat16 and float16, not model.dtype='float32'"),
-        ("megablox_interpreted", "cpu", "float64", "use one of 'padded'"),
+        ("megablox", CPU, "float32", "runs on tpu and this is a cpu (cpu): use one of 'auto', 'padded', 'megablox_int"),
+        ("mosaic_gpu", BLACKWELL, "bfloat16", "and this is a NVIDIA B200 (gpu): use one of 'auto', 'padded'"),
+        ("mosaic_gpu", HOPPER, "float32", "multiplies bfloat16 and float16, not model.dtype='float32'"),
+        ("megablox_interpreted", CPU, "float64", "use one of 'auto', 'padded'"),
     ],
-)  # fmt: skip
-def test_what_a_platform_lacks_is_refused_with_the_names_of_what_it_has(name, platform, dtype, message):
-    with pytest.raises(ConfigError, match=re.escape(message)):
-        check_implementation(name, platform, dtype)
+)
+def test_what_a_device_lacks_is_refused_with_the_names_of_what_it_has(name, on, dtype, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as raised:
+        implementation_of(name, *on, dtype)
+    assert str(raised.value).startswith(f"moe.grouped_matmul={name!r} ") and "\n" not in str(raised.value)
 
 
 def test_an_implementation_that_is_not_installed_is_refused(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="needs the package tokamax, which is not installed: pip install tokamax"):
-        check_implementation("tokamax_gpu", "gpu", "bfloat16")
+        implementation_of("tokamax_gpu", *HOPPER, "bfloat16")
 
 
-def test_every_platform_has_a_default_that_runs_there():
-    for platform, name in DEFAULTS.items():
-        check_implementation(name, platform, "bfloat16")
-    assert set(DEFAULTS.values()) <= set(IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("on", "dtype", "name"),
+    [
+        (CPU, "bfloat16", "padded"), (TPU, "bfloat16", "megablox"), (TPU, "float64", "padded"),
+        (HOPPER, "bfloat16", "mosaic_gpu"), (HOPPER, "float32", "padded"), (BLACKWELL, "bfloat16", "padded"),
+    ],
+)  # fmt: skip
+def test_every_device_has_a_default(on, dtype, name):
+    assert implementation_of("auto", *on, dtype) == name

@@ -16,7 +16,7 @@ from moe_jax.moe.feed_forward import FeedForward
 from moe_jax.moe.losses import balance_loss, z_loss
 from moe_jax.moe.measures import routing_stats
 from moe_jax.moe.plan import DROP_ORDERS
-from moe_jax.moe.routers.top_k import TopK
+from moe_jax.moe.router import CARRY_SLOTS
 
 G, T, D, F, E = 3, 20, 6, 10, 5
 ROUTINGS = (("switch", 1, False), ("top_k", 1, False), ("gshard", 2, False), ("top_k", 2, False), ("top_k", 4, True))
@@ -40,7 +40,7 @@ def inputs(seed=0):
     return rng.normal(size=(G, T, D)), valid, rng.normal(size=(G, T, D))
 
 
-@pytest.mark.parametrize("dispatcher", TopK.dispatchers)
+@pytest.mark.parametrize("dispatcher", CARRY_SLOTS)
 @pytest.mark.parametrize("drop_order", DROP_ORDERS)
 @pytest.mark.parametrize(("router", "top_k", "normalize"), ROUTINGS)
 def test_equals_loops_over_tokens_and_experts(router, top_k, normalize, drop_order, dispatcher):
@@ -76,7 +76,7 @@ def test_equals_loops_over_tokens_and_experts(router, top_k, normalize, drop_ord
     close(grads["experts"]["down"][...], expected.gradients["down"])
 
 
-@pytest.mark.parametrize("dispatcher", TopK.dispatchers)
+@pytest.mark.parametrize("dispatcher", CARRY_SLOTS)
 def test_a_token_without_any_slot_adds_nothing_to_the_residual_stream(dispatcher):
     moe = config(top_k=1, capacity_factor=0.25, dispatcher=dispatcher)  # C = 1
     layer = make_layer(moe, D)
@@ -168,7 +168,7 @@ def test_dispatchers_agree_on_every_shape_of_group():
     for tokens, experts, top_k, factor in ((1, 3, 2, 1.0), (7, 1, 1, 1.0), (13, 7, 3, 0.1), (12, 4, 4, 8.0)):
         outputs = []
         x = np.random.default_rng(tokens).normal(size=(2, tokens, D))
-        for dispatcher in TopK.dispatchers:
+        for dispatcher in CARRY_SLOTS:
             moe = config(
                 num_experts=experts, top_k=top_k, router="top_k", capacity_factor=factor, group_size=tokens,
                 dispatcher=dispatcher,
@@ -178,7 +178,7 @@ def test_dispatchers_agree_on_every_shape_of_group():
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), one, other)
 
 
-@pytest.mark.parametrize("dispatcher", TopK.dispatchers)
+@pytest.mark.parametrize("dispatcher", CARRY_SLOTS)
 def test_bfloat16_outputs_are_weighed_by_float32_gates_and_rounded_once(dispatcher):
     """Experts that pass on the positive part of their input leave the sum over the gates as the only inexact step."""
     moe = config(top_k=2, router="top_k", capacity_factor=float(E), d_ff=D, dispatcher=dispatcher)

@@ -30,7 +30,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "tokamax_tpu": TOKAMAX_TPU,
     "tokamax_gpu": TOKAMAX_GPU,
 }
-DEFAULTS = {"cpu": "padded", "tpu": "megablox", "gpu": "mosaic_gpu"}  # by `jax.Device.platform`
+DEFAULTS = {"tpu": "megablox", "gpu": "mosaic_gpu"}  # by `jax.Device.platform`; where it does not fit, `padded`
 
 
 def grouped_matmul(
@@ -45,44 +45,34 @@ def grouped_matmul(
     return _grouped_matmul(implementation, rows, weights, sizes)
 
 
-def implementation_of(name: str, platform: str, dtype: str) -> str:
-    """The implementation that `moe.grouped_matmul` means on a platform (`jax.Device.platform`): with "auto" the
-    platform's default, or `padded` where that cannot multiply numbers of the type.
+def implementation_of(name: str, platform: str, kind: str, dtype: str) -> str:
+    """The implementation that `moe.grouped_matmul` means on a device, `jax.Device.platform` and `device_kind`: with
+    "auto" the default of the platform, or `padded` where that is for other devices or other types.
 
-    Raises ConfigError as `check_implementation` does.
+    Raises ConfigError for one that does not run on the device, is not installed, or does not multiply numbers of the
+    type.
     """
     if name == "auto":
-        name = DEFAULTS.get(platform, "padded")
-        return name if dtype in (IMPLEMENTATIONS[name].dtypes or (dtype,)) else "padded"
-    check_implementation(name, platform, dtype)
-    return name
-
-
-def check_implementation(name: str, platform: str, dtype: str) -> None:
-    """Raises ConfigError where the implementation does not run on the platform (`jax.Device.platform`), is not
-    installed, or does not multiply numbers of the type.
-    """
+        default = DEFAULTS.get(platform, "padded")
+        return default if IMPLEMENTATIONS[default].fits(platform, kind, dtype) else "padded"
     one = IMPLEMENTATIONS[name]
-    there = ", ".join(
-        repr(known)
-        for known, other in IMPLEMENTATIONS.items()
-        if platform in (other.platforms or (platform,)) and dtype in (other.dtypes or (dtype,))
-    )
-    if one.platforms and platform not in one.platforms:
+    fitting = ", ".join(repr(known) for known, other in IMPLEMENTATIONS.items() if other.fits(platform, kind, dtype))
+    if not one.runs_on(platform, kind):
         raise ConfigError(
-            f"moe.grouped_matmul={name!r} runs on {' and '.join(one.platforms)} and JAX is on {platform}: use one of "
-            f"'auto', {there}"
+            f"moe.grouped_matmul={name!r} runs on {one.where} and this is a {kind} ({platform}): "
+            f"use one of 'auto', {fitting}"
         )
     if one.package and importlib.util.find_spec(one.package) is None:
         raise ConfigError(
             f"moe.grouped_matmul={name!r} needs the package {one.package}, which is not installed: pip install "
-            f"{one.package}, or use one of 'auto', {there}"
+            f"{one.package}, or use one of 'auto', {fitting}"
         )
-    if one.dtypes and dtype not in one.dtypes:
+    if not one.fits(platform, kind, dtype):
         raise ConfigError(
             f"moe.grouped_matmul={name!r} multiplies {' and '.join(one.dtypes)}, not model.dtype={dtype!r}: use one of "
-            f"{there}"
+            f"'auto', {fitting}"
         )
+    return name
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,5 +1,6 @@
 """What an implementation of the grouped matmul provides."""
 
+import re
 from typing import NamedTuple, Protocol
 
 from jaxtyping import Array, Float, Int
@@ -28,6 +29,20 @@ class Implementation(NamedTuple):
 
     multiply: Multiply
     outer: Outer
-    platforms: tuple[str, ...] = ()  # `jax.Device.platform` that it is for; (): all
+    platform: str = ""  # `jax.Device.platform` that it is for; "": any
+    kinds: str = ""  # of `jax.Device.device_kind`, as a regular expression; "": all of the platform
     package: str = ""  # that has to be installed; "": JAX alone
     dtypes: tuple[str, ...] = ()  # that it multiplies; (): all
+
+    @property
+    def where(self) -> str:
+        """The devices that it is for, in words."""
+        return f"{self.platform} ({self.kinds})" if self.kinds else self.platform
+
+    def runs_on(self, platform: str, kind: str) -> bool:
+        """Whether it is for a device of this platform and kind."""
+        return self.platform in ("", platform) and bool(re.search(self.kinds, kind))
+
+    def fits(self, platform: str, kind: str, dtype: str) -> bool:
+        """Whether it is for such a device and multiplies numbers of the type."""
+        return self.runs_on(platform, kind) and dtype in (self.dtypes or (dtype,))

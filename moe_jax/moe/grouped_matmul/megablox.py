@@ -49,7 +49,7 @@ def _tiles(num_rows: int, num_groups: int, size: int, columns: int) -> tuple[int
 
 
 DTYPES = ("float32", "bfloat16")
-MEGABLOX = Implementation(multiply, outer, platforms=("tpu",), dtypes=DTYPES)
+MEGABLOX = Implementation(multiply, outer, platform="tpu", dtypes=DTYPES)
 # The same kernels step by step, anywhere: for tests.
 INTERPRETED = Implementation(
     functools.partial(multiply, interpret=True), functools.partial(outer, interpret=True), dtypes=DTYPES

@@ -1,7 +1,12 @@
 """JAX's Pallas kernels for NVIDIA's Hopper (Mosaic GPU): one for the products, one for the gradient of the matrices."""
 
+import contextlib
+import types
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
+import jax
 from jax.experimental.pallas.ops.gpu import ragged_dot_mgpu, transposed_ragged_dot_mgpu
 from jaxtyping import Array, Float, Int
 
@@ -9,6 +14,7 @@ from moe_jax.moe.grouped_matmul.implementation import Implementation
 from moe_jax.moe.grouped_matmul.tiles import pad
 
 BLOCK, BLOCK_CONTRACTED = 128, 64
+HOPPER = r"\bG?H\d+"  # H100, H200, GH200: the kernels are made of Hopper's wgmma
 SCHEDULE: dict[str, Any] = {
     "block_m": BLOCK,
     "block_n": BLOCK,
@@ -32,8 +38,35 @@ def outer(rows: Float[Array, "M K"], grads: Float[Array, "M N"], sizes: Int[Arra
     """See `Outer`."""
     size, columns = rows.shape[1], grads.shape[1]
     rows, grads = (pad(a, dim0=BLOCK_CONTRACTED, dim1=BLOCK) for a in (rows, grads))
-    out = transposed_ragged_dot_mgpu.transposed_ragged_dot(rows, grads, group_sizes=sizes, **SCHEDULE)
+    with _cores_of_the_target():
+        out = transposed_ragged_dot_mgpu.transposed_ragged_dot(rows, grads, group_sizes=sizes, **SCHEDULE)
     return out[:, :size, :columns]
 
 
-MOSAIC_GPU = Implementation(multiply, outer, platforms=("gpu",), dtypes=("bfloat16", "float16"))
+@contextlib.contextmanager
+def _cores_of_the_target() -> Iterator[None]:
+    """Where the mesh is of GPUs that are not there, the kernel learns from the mesh how many cores they have: left to
+    itself it asks this machine's first device.
+    """
+    target = jax.sharding.get_abstract_mesh().abstract_device
+    if hasattr(jax.devices()[0], "core_count") or target is None:
+        yield
+        return
+    device = types.SimpleNamespace(core_count=target.num_cores)
+    kernels = transposed_ragged_dot_mgpu
+    with mock.patch.object(kernels, "jax", _Shadow(jax, devices=lambda: [device])):
+        yield
+
+
+class _Shadow:
+    """A module with some of its names replaced."""
+
+    def __init__(self, module: types.ModuleType, **replaced: Any):
+        self._module = module
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+MOSAIC_GPU = Implementation(multiply, outer, platform="gpu", kinds=HOPPER, dtypes=("bfloat16", "float16"))

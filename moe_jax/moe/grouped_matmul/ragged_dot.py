@@ -20,4 +20,4 @@ def outer(rows: Float[Array, "M K"], grads: Float[Array, "M N"], sizes: Int[Arra
     return lax.ragged_dot_general(rows, grads, sizes, OVER_ROWS)
 
 
-RAGGED_DOT = Implementation(multiply, outer, platforms=("tpu",))
+RAGGED_DOT = Implementation(multiply, outer, platform="tpu")

@@ -1,13 +1,22 @@
-"""The kernels of the package tokamax for TPU (Mosaic) and for NVIDIA's Ampere to Blackwell (Mosaic GPU)."""
+"""The kernels of the package tokamax for TPU (Mosaic) and for NVIDIA's Ampere to Blackwell (Mosaic GPU).
+
+On GPU the package asks JAX's first device what it is, so that it cannot compile for a GPU that is not there.
+"""
 
 import functools
 import importlib
 
-import jax
-import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from moe_jax.moe.grouped_matmul.implementation import Implementation
+from moe_jax.moe.grouped_matmul.ragged_dot import OVER_ROWS
+
+
+def _dimensions(contracted: int) -> lax.RaggedDotDimensionNumbers:
+    """Rows that are sorted by group, times a dimension of their group's matrix."""
+    product = (((1,), (contracted,)), ((), ()))
+    return lax.RaggedDotDimensionNumbers(product, lhs_ragged_dimensions=[0], rhs_group_dimensions=[0])
 
 
 def multiply(
@@ -17,34 +26,26 @@ def multiply(
     transpose: bool,
     kernel: str,
 ) -> Float[Array, "M _"]:
-    """See `Multiply`; the product with transposes is the package's own gradient of rows."""
-    if not transpose:
-        return _ragged_dot(rows, weights, sizes, kernel)
-    blank = jnp.zeros((rows.shape[0], weights.shape[1]), rows.dtype)
-    return jax.vjp(lambda x: _ragged_dot(x, weights, sizes, kernel), blank)[1](rows)[0]
+    """See `Multiply`."""
+    return _ragged_dot(rows, weights, sizes, _dimensions(2 if transpose else 1), kernel)
 
 
 def outer(
     rows: Float[Array, "M K"], grads: Float[Array, "M N"], sizes: Int[Array, "G"], kernel: str
 ) -> Float[Array, "G K N"]:
     """See `Outer`."""
-    blank = jnp.zeros((sizes.shape[0], rows.shape[1], grads.shape[1]), rows.dtype)
-    return jax.vjp(lambda w: _ragged_dot(rows, w, sizes, kernel), blank)[1](grads)[0]
+    return _ragged_dot(rows, grads, sizes, OVER_ROWS, kernel)
 
 
-def _ragged_dot(rows: Array, weights: Array, sizes: Array, kernel: str) -> Array:
+def _ragged_dot(a: Array, b: Array, sizes: Array, dimensions: lax.RaggedDotDimensionNumbers, kernel: str) -> Array:
     package = importlib.import_module("tokamax")
-    return package.ragged_dot(rows, weights, group_sizes=sizes, implementation=kernel)
+    return package.ragged_dot_general(a, b, sizes, dimensions, implementation=kernel)
 
 
-def _of(kernel: str, platform: str) -> Implementation:
-    return Implementation(
-        functools.partial(multiply, kernel=kernel),
-        functools.partial(outer, kernel=kernel),
-        platforms=(platform,),
-        package="tokamax",
-        dtypes=("float32", "bfloat16") if platform == "tpu" else ("bfloat16",),
-    )
+def _of(kernel: str, platform: str, dtypes: tuple[str, ...]) -> Implementation:
+    with_kernel = functools.partial(multiply, kernel=kernel), functools.partial(outer, kernel=kernel)
+    return Implementation(with_kernel[0], with_kernel[1], platform=platform, package="tokamax", dtypes=dtypes)
 
 
-TOKAMAX_TPU, TOKAMAX_GPU = _of("mosaic_tpu", "tpu"), _of("mosaic_gpu", "gpu")
+TOKAMAX_TPU = _of("mosaic_tpu", "tpu", ("float32", "bfloat16"))
+TOKAMAX_GPU = _of("mosaic_gpu", "gpu", ("bfloat16",))
