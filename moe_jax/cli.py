@@ -2,6 +2,7 @@
 
 import contextlib
 import logging as python_logging
+import os
 import re
 import signal
 import sys
@@ -21,6 +22,8 @@ from ml_collections import config_flags
 
 from moe_jax.config.rules import ConfigError, DivergedError, MachineError, directory
 from moe_jax.config.schema import RunConfig, flatten
+from moe_jax.parallel.processes import COORDINATOR, NUM_PROCESSES, PROCESS_ID, Cluster, join, leave
+from moe_jax.parallel.supervisor import fork_worker
 from moe_jax.resolve import check_field, resolve
 
 BAD_INPUT, MACHINE, DIVERGED = 2, 3, 4  # exit codes; 1 is Python's own, for a fault of the code
@@ -38,6 +41,22 @@ def define_run_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Config file, for instance configs/quickstart.py.")
     flags.mark_flag_as_required("config")
     define_workdir_flag()
+    define_process_flags()
+
+
+def define_process_flags() -> None:
+    """What tells a process of the others that train the same run."""
+    flags.DEFINE_boolean("distributed", False, "One of several processes, as Slurm, Open MPI or Kubernetes say.")
+    flags.DEFINE_string("coordinator", os.environ.get(COORDINATOR, ""), "host:port of process 0, if there are several.")
+    flags.DEFINE_integer("num_processes", _number(NUM_PROCESSES, 0), "How many processes there are.")
+    flags.DEFINE_integer("process_id", _number(PROCESS_ID, -1), "Which of them this one is, counted from 0.")
+    flags.DEFINE_integer("start_seconds", 300, "To wait for all processes at the start.", lower_bound=1)
+    flags.DEFINE_integer("lost_seconds", 60, "Without a sign of life, after which a process is lost.", lower_bound=1)
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.lstrip("-").isdecimal() else default
 
 
 def define_workdir_flag() -> None:
@@ -126,7 +145,28 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
         raise MachineError(
             f"this process may open {allowed} files at a time, and needs {limits.FEWEST_FILES}: raise `ulimit -n`"
         )
-    return script()
+    _join_others()
+    try:
+        return script()
+    finally:
+        leave()
+
+
+def _join_others() -> None:
+    """Makes this process one of several, where its flags say so."""
+    given = flags.FLAGS
+    if "coordinator" not in given or not (given.coordinator or given.distributed):
+        return
+    fork_worker()
+    join(
+        Cluster(
+            coordinator=given.coordinator,
+            num_processes=given.num_processes,
+            process_id=given.process_id,
+            start_seconds=given.start_seconds,
+            lost_seconds=given.lost_seconds,
+        )
+    )
 
 
 def is_worth_showing(record: python_logging.LogRecord) -> bool:

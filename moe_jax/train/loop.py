@@ -1,6 +1,8 @@
 """The training loop: resume, step, measure, evaluate, checkpoint, stop when asked."""
 
+import io
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ from moe_jax.journal.metrics import MetricsWriter
 from moe_jax.journal.progress import Progress
 from moe_jax.journal.reading import STEP_SECONDS, last_line, training_seconds
 from moe_jax.parallel.hardware import peak_flops
+from moe_jax.parallel.processes import Agreement, check_alike
 from moe_jax.resolve.counting import count
 from moe_jax.resolve.describe import describe, markdown, warn
 from moe_jax.tasks.results import DATA, flops_per_step, hparams_metrics, summarize
@@ -57,7 +60,8 @@ def _train(run: RunConfig, workdir: Path, home: records.Home) -> int:
     if trained < count(run).total_params:
         logging.info("%s of %s parameters are trained", f"{trained:,}", f"{count(run).total_params:,}")
     records.check_data(workdir, setup.data.sha256)
-    batches = setup.data.train_batches(jax.process_index(), jax.process_count())
+    check_alike(flatten(run) | {"data": setup.data.sha256, "moe_jax": version("moe_jax"), "jax": jax.__version__})
+    batches = setup.data.train_batches(*setup.part.number)
     with StopRequest() as stop, Checkpoints(workdir, run.checkpoint) as checkpoints:
         restored = checkpoints.restore(setup.shapes)
         if restored is None:
@@ -105,7 +109,8 @@ class _Loop:
         self.step = int(start.state.step)
         self.startup_seconds: float | None = None  # until the first step here was done
         task = setup.task
-        self.progress = Progress(self.run.train.steps, self.step, task.units_per_step, f"{task.unit}s/s")
+        shown = None if jax.process_index() == 0 else io.StringIO()  # one of several processes speaks for all
+        self.progress = Progress(self.run.train.steps, self.step, task.units_per_step, f"{task.unit}s/s", shown)
         self.clock = Clock(task.units_per_step, self.step)
         self.speed = f"{task.unit}s_per_second"
         self.profile = Profile(workdir, self.run.train.profile)
@@ -117,8 +122,11 @@ class _Loop:
     def run_to_end(self) -> None:
         run = self.run
         try:
-            while self.step < run.train.steps and not self.stop.signal:
+            agreement = Agreement(run.train.steps)
+            while not agreement.stop(self.step, self.stop.signal) and self.step < run.train.steps:
                 self._one_step()
+            if jax.process_count() > 1:
+                self.stop.signal = agreement.signal
             self.profile.stop(self.state)
             self._checkpoint(last=True)
             if not self.stop.signal:

@@ -14,6 +14,7 @@ from moe_jax.config.schema import RunConfig
 from moe_jax.models.attention.kernels import check_platform
 from moe_jax.moe.sums import Sums
 from moe_jax.optim.optimizer import make_optimizer
+from moe_jax.parallel.batch import Part, part_of
 from moe_jax.parallel.compiler_options import compiler_options
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
 from moe_jax.parallel.sharding import spec_of
@@ -41,10 +42,14 @@ class Setup:
         """What is trained."""
         return self.task.run
 
+    @property
+    def part(self) -> Part:
+        """What this process has of each global batch."""
+        return part_of(self.mesh, self.run.data.batch_size)
+
     def place(self, batch: Batch) -> Batch:
         """This process's part of a global batch, on the mesh."""
-        sharding = NamedSharding(self.mesh, spec_of(self.mesh, TOKEN_AXES))
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+        return jax.tree.map(lambda rows: self.part.place(rows, self.mesh), batch)
 
     def compile_train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
         """The training step for this mesh, compiled ahead of its first call; it donates the state."""
@@ -63,7 +68,7 @@ class Setup:
         return evaluate(eval_step, variables, self._heldout(batches), self.data)
 
     def _heldout(self, batches: int) -> Iterator[Batch]:
-        for batch in self.data.heldout_batches(batches, jax.process_index(), jax.process_count()):
+        for batch in self.data.heldout_batches(batches, *self.part.number):
             yield self.place(batch)
 
 

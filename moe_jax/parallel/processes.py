@@ -1,0 +1,223 @@
+"""Several processes that train one run together: how they find each other, agree, and notice that one is lost.
+
+JAX's coordination service, in the process with the number 0, is all that they need beside the collectives of the
+program: what is agreed on are entries of its key-value store. `moe_jax/parallel/supervisor.py` is what turns the end of
+that service into one line.
+"""
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from absl import logging
+from jax._src import distributed  # the key-value store has no public name
+
+from moe_jax.config.rules import ConfigError, MachineError
+
+# Set by experiments/launch_local.py, and by whoever starts processes without flags.
+COORDINATOR, NUM_PROCESSES, PROCESS_ID = ("MOE_JAX_COORDINATOR", "MOE_JAX_NUM_PROCESSES", "MOE_JAX_PROCESS_ID")
+LOST = 3  # exit code of a process that has lost another one: the machine's fault
+WATCH_SECONDS = 1.0
+LEAVE_SECONDS = 10
+
+_leaving = threading.Event()
+
+
+class Cluster(NamedTuple):
+    """How this process joins the others; without a coordinator the environment says (Slurm, Open MPI, Kubernetes, Cloud
+    TPU), as far as JAX knows it.
+    """
+
+    coordinator: str = ""  # host:port of process 0
+    num_processes: int = 0
+    process_id: int = -1
+    start_seconds: int = 300  # to wait for all processes at the start
+    lost_seconds: int = 60  # without a sign of life, after which a process is lost
+
+
+def join(cluster: Cluster) -> None:
+    """Starts JAX as one of several processes, before anything else uses it, and watches the others from here on.
+
+    Raises ConfigError for numbers that do not fit, and MachineError, in one line, where the coordinator or a process
+    does not come in time.
+    """
+    _check(cluster)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # signals are ours: see `Agreement`
+    jax.config.update(
+        "jax_enable_recoverability", True
+    )  # a lost process is noticed here, and does not abort the others
+    given: dict[str, Any] = {}
+    if cluster.coordinator:
+        given = dict(
+            coordinator_address=cluster.coordinator,
+            num_processes=cluster.num_processes,
+            process_id=cluster.process_id,
+            cluster_detection_method="deactivate",
+        )
+    try:
+        jax.distributed.initialize(
+            **given,
+            initialization_timeout=cluster.start_seconds,
+            heartbeat_timeout_seconds=cluster.lost_seconds,
+        )
+    except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+        raise MachineError(_why_not(cluster, error)) from None
+    except ValueError as error:
+        raise ConfigError(
+            f"--distributed=True: the environment does not say which processes there are ({error}): give "
+            "--coordinator, --num_processes and --process_id"
+        ) from None
+    threading.Thread(target=_watch, args=(jax.process_count(), cluster.lost_seconds), daemon=True).start()
+    logging.info("Process %d of %d", jax.process_index(), jax.process_count())
+    if jax.process_index():
+        logging.set_verbosity(logging.WARNING)  # the first speaks for all
+
+
+def leave() -> None:
+    """Ends the company of the others, where there are any: all wait for each other, the coordinator for all, so that
+    nobody is taken for lost. Who does not come in `LEAVE_SECONDS` is not waited for.
+    """
+    client = _client()
+    if client is None:
+        return
+    _leaving.set()
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        client.wait_at_barrier("moe_jax/end", 1000 * LEAVE_SECONDS)
+        if jax.process_index() == 0:
+            _wait_for_the_last(client)
+    with contextlib.suppress(jax.errors.JaxRuntimeError, RuntimeError):
+        jax.distributed.shutdown()
+
+
+def _wait_for_the_last(client: Any) -> None:
+    until = time.monotonic() + LEAVE_SECONDS
+    while time.monotonic() < until and len(client.get_live_nodes(list(range(jax.process_count())))) > 1:
+        time.sleep(0.05)
+
+
+def _check(cluster: Cluster) -> None:
+    if not cluster.coordinator:
+        return
+    if cluster.num_processes < 1:
+        raise ConfigError(
+            f"--num_processes={cluster.num_processes} with --coordinator={cluster.coordinator}: give both"
+        )
+    if not 0 <= cluster.process_id < cluster.num_processes:
+        raise ConfigError(
+            f"--process_id={cluster.process_id} is none of --num_processes={cluster.num_processes}: count from 0 to "
+            f"{cluster.num_processes - 1}"
+        )
+    host, _, port = cluster.coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"--coordinator={cluster.coordinator} is no host:port: give that of process 0")
+
+
+def _why_not(cluster: Cluster, error: Exception) -> str:
+    where = cluster.coordinator or "the environment's coordinator"
+    if "DEADLINE_EXCEEDED" in str(error) or "UNAVAILABLE" in str(error):
+        return (
+            f"not all of --num_processes={cluster.num_processes} have come to --coordinator={where} in "
+            f"--start_seconds={cluster.start_seconds}: start the others, or mend the address"
+        )
+    return f"process {cluster.process_id} cannot join --coordinator={where}: {' '.join(str(error).split())[:300]}"
+
+
+def _client() -> Any:
+    return distributed.global_state.client
+
+
+def _watch(num_processes: int, lost_seconds: int) -> None:
+    """Ends this process, in one line, when another one is lost: its collectives would wait forever."""
+    everyone = list(range(num_processes))
+    while (client := _client()) is not None and not _leaving.is_set():
+        try:
+            missing = sorted(set(everyone) - set(client.get_live_nodes(everyone)))
+        except jax.errors.JaxRuntimeError:
+            missing = [0]  # the coordinator does not answer
+        if missing and not _leaving.is_set():
+            end_for(missing)
+        time.sleep(WATCH_SECONDS)
+
+
+def end_for(missing: list[int]) -> None:
+    """Ends this process at once: an orderly end would wait for those who are lost."""
+    lost = f"process {missing[0]}" if len(missing) == 1 else f"processes {', '.join(map(str, missing))}"
+    line = f"error: {lost} of this run ended or was lost: the same command goes on from the newest checkpoint\n"
+    os.write(2, line.encode())
+    os._exit(LOST)
+
+
+def share(name: str, value: str) -> list[str]:
+    """The values that all processes, in order, give under a name that is used once."""
+    if jax.process_count() == 1:
+        return [value]
+    client = _client()
+    client.key_value_set(f"moe_jax/{name}/{jax.process_index()}", value)
+    wait = 10**9  # milliseconds; who is lost is noticed by the watch
+    return [client.blocking_key_value_get(f"moe_jax/{name}/{i}", wait) for i in range(jax.process_count())]
+
+
+def check_alike(facts: Mapping[str, Any]) -> None:
+    """Raises ConfigError, on every process, where the facts {name: value} of two processes differ."""
+    everyone = [json.loads(text) for text in share("facts", json.dumps(facts, sort_keys=True, default=str))]
+    first = everyone[0]
+    for number, other in enumerate(everyone):
+        for name in sorted(set(first) | set(other)):
+            if first.get(name) != other.get(name):
+                raise ConfigError(
+                    f"process {number} has {name}={other.get(name)!r} and process 0 has {first.get(name)!r}: start all "
+                    "processes with the same config, data and code"
+                )
+
+
+class Agreement:
+    """On the step after which all processes stop, when one of them has received a signal.
+
+    Who hears of a signal says at which step it is. All go on to the furthest of these steps, which nobody has passed,
+    since nobody goes on before all have spoken.
+    """
+
+    ASK_SECONDS = 0.2
+
+    def __init__(self, last_step: int):
+        self._last_step = last_step  # of the run: who has done it has finished, whatever was signalled
+        self._asked = 0.0
+        self._stop_at: int | None = None  # agreed on
+        self.signal: int | None = None  # that all stop for
+
+    def stop(self, step: int, signal: int | None) -> bool:
+        """Whether to stop after `step`; `signal` is what this process has received."""
+        if jax.process_count() == 1:
+            self.signal = signal
+            return signal is not None
+        if self._stop_at is None:
+            self._listen(step, signal)
+        return self.signal is not None and self._stop_at is not None and step >= self._stop_at
+
+    def _listen(self, step: int, signal: int | None) -> None:
+        client, now = _client(), time.monotonic()
+        if signal is not None:
+            client.key_value_set("moe_jax/signal", str(signal), allow_overwrite=True)
+        elif now - self._asked < self.ASK_SECONDS and step < self._last_step:
+            return
+        self._asked = now
+        heard = signal or _try_get(client, "moe_jax/signal")
+        if heard is None and step < self._last_step:
+            return
+        steps = [int(one) for one in share("stop", str(step))]
+        self._stop_at = max(steps)
+        if heard is not None and self._stop_at < self._last_step:
+            self.signal = int(heard)
+
+
+def _try_get(client: Any, name: str) -> str | None:
+    try:
+        return client.key_value_try_get(name)
+    except jax.errors.JaxRuntimeError:  # there is none
+        return None

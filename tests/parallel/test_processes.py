@@ -1,0 +1,263 @@
+"""Several processes that train one run: they agree, notice who is lost, resume, and give the results of one process."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from moe_jax.config import MeshConfig
+from moe_jax.config.rules import ConfigError
+from moe_jax.parallel import supervisor
+from moe_jax.parallel.batch import Part, part_of
+from moe_jax.parallel.launch import launch
+from moe_jax.parallel.mesh import make_mesh
+from moe_jax.parallel.processes import Cluster, check_alike, join
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+from moe_jax.config import default_config
+
+def get_config():
+    config = default_config()
+    config.update_from_flattened_dict({fields})
+    return config
+"""
+LOST_SECONDS = 5
+
+
+@pytest.fixture(scope="module")
+def config(tiny, tmp_path_factory):
+    """The tiny run as a config file: 12 steps on 4 experts over 4 devices."""
+    fields = {**tiny, "train.steps": 12, "checkpoint.every": 2, "eval.every": 0, "log.every": 1, "mesh.expert": 4}
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG.format(fields=fields))
+    return path
+
+
+def script(name, config, workdir, *more):
+    return [f"experiments/{name}.py", f"--config={config}", f"--workdir={workdir}", *more]
+
+
+def environment(devices):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def alone(command, devices=4):
+    """One process."""
+    run = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    return run
+
+
+def together(command, devices=2, processes=2):
+    """Started, and not waited for."""
+    launcher = ["experiments/launch_local.py", f"--processes={processes}", f"--devices_per_process={devices}", "--"]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *command, f"--lost_seconds={LOST_SECONDS}"],
+        cwd=ROOT, env=environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def losses(workdir):
+    """{step: training loss}."""
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def wait_for_step(workdir, step, running):
+    until = time.monotonic() + 200
+    while time.monotonic() < until and running.poll() is None:
+        if (workdir / "metrics.jsonl").exists() and max(losses(workdir), default=0) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached: {running.communicate()[1][-2000:]}")
+
+
+def workers(launcher):
+    """(process that a signal is meant for, the child that does the work) of each process, in order."""
+    table = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True, check=True).stdout
+    parent_of = {int(pid): int(parent) for pid, parent in (line.split() for line in table.splitlines()[1:])}
+    supervisors = sorted(pid for pid, parent in parent_of.items() if parent == launcher.pid)
+    child = {parent: pid for pid, parent in parent_of.items() if parent in supervisors}
+    return [(pid, child[pid]) for pid in supervisors]
+
+
+@pytest.fixture(scope="module")
+def one_process(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one")
+    alone(script("train", config, workdir))
+    return workdir
+
+
+def test_a_lost_process_ends_the_other_and_the_run_resumes(config, one_process, tmp_path):
+    """Two processes of two devices; one is killed. What they did in two lives is what one process does, but for the
+    order of sums between processes; and one process of four devices reads their checkpoint.
+    """
+    workdir = tmp_path / "two"
+    first = together(script("train", config, workdir, "--config.train.steps=100000"))
+    wait_for_step(workdir, 3, first)
+    os.kill(workers(first)[1][1], signal.SIGKILL)
+    killed = time.monotonic()
+    _, said = first.communicate(timeout=100)
+    assert time.monotonic() - killed < LOST_SECONDS + 25  # on a busy machine
+    assert first.returncode == 128 + signal.SIGKILL
+    last = [line for line in said.splitlines() if line.startswith("[0]")][-1]
+    assert (
+        last
+        == "[0] error: process 1 of this run ended or was lost: the same command goes on from the newest checkpoint"
+    )
+    assert "Traceback" not in said and "coordination" not in said
+
+    second = together(script("train", config, workdir))
+    out, said = second.communicate(timeout=300)
+    if "All 12 steps are done" not in said:
+        assert second.returncode == 0, said
+        assert re.search(r"\[0\].* Resumed at step \d+", said) and not re.search(r"\[1\].*step", said)
+    ours, theirs = losses(workdir), losses(one_process)
+    assert set(theirs) == set(range(1, 13)) <= set(ours)
+    np.testing.assert_allclose([ours[step] for step in theirs], list(theirs.values()), rtol=2e-5)
+    alone(script("evaluate", config, workdir))
+    read = lambda folder: json.loads((folder / "eval.json").read_text())["eval_loss"]
+    alone(script("evaluate", config, one_process))
+    assert read(workdir) == pytest.approx(read(one_process), rel=1e-2)
+
+
+@pytest.mark.slow
+def test_the_end_of_the_coordinator_is_one_line_too(config, tmp_path):
+    running = together(script("train", config, tmp_path / "two", "--config.train.steps=100000"))
+    wait_for_step(tmp_path / "two", 3, running)
+    os.kill(workers(running)[0][1], signal.SIGKILL)
+    _, said = running.communicate(timeout=100)
+    last = said.splitlines()[-1]
+    assert last.startswith("[1] error: process 0") and last.endswith("goes on from the newest checkpoint")
+    assert "Traceback" not in said and "Terminating process" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_signal_to_one_stops_both_at_the_same_step(config, tmp_path, which):
+    workdir = tmp_path / "two"
+    running = together(script("train", config, workdir, "--config.train.steps=100000"))
+    wait_for_step(workdir, 3, running)
+    os.kill(workers(running)[which][0], signal.SIGTERM)
+    _, said = running.communicate(timeout=100)
+    assert running.returncode == 128 + signal.SIGTERM, said
+    for number in (0, 1):
+        assert f"[{number}] W" in said and said.count("Stopped by signal 15; the same command continues") == 2
+    newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+    assert newest >= max(losses(workdir))
+
+
+@pytest.mark.slow
+def test_processes_along_tensor_feed_the_same_rows(config, one_process, tmp_path):
+    """The devices of a process are neighbours along the last axis; here that axis is as long as both together."""
+    mesh = ["--config.mesh.expert=1", "--config.mesh.tensor=2", "--config.mesh.data=1"]
+    running = together(script("train", config, tmp_path / "two", *mesh), devices=1)
+    _, said = running.communicate(timeout=300)
+    assert running.returncode == 0, said
+    ours, theirs = losses(tmp_path / "two"), losses(one_process)
+    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_match_are_named(config, tmp_path):
+    """One of them has another learning rate, by a config that looks at its number."""
+    text = config.read_text().replace(
+        "    return config", "    import os\n    if os.environ['MOE_JAX_PROCESS_ID'] == '1':\n"
+        "        config.train.learning_rate = 0.5\n    return config"
+    )  # fmt: skip
+    other = tmp_path / "other.py"
+    other.write_text(text)
+    _, said = (running := together(script("train", other, tmp_path / "two"))).communicate(timeout=200)
+    assert running.returncode == 2, said
+    wanted = "error: process 1 has train.learning_rate=0.5 and process 0 has 0.003: start all processes with the same"
+    assert f"[0] {wanted}" in said and f"[1] {wanted}" in said
+
+
+@pytest.mark.slow
+def test_nobody_comes_or_nobody_is_there(config, tmp_path):
+    command = script("train", config, tmp_path / "two", "--num_processes=2", "--start_seconds=3")
+    for number, coordinator in ((0, "localhost:45671"), (1, "localhost:45672")):
+        run = subprocess.run(
+            [sys.executable, *command, f"--coordinator={coordinator}", f"--process_id={number}"],
+            cwd=ROOT, env=environment(2), capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert run.returncode == 3, run.stderr
+        assert run.stderr.splitlines()[-1].startswith(
+            f"error: not all of --num_processes=2 have come to --coordinator={c}" if (c := coordinator) else ""
+        )
+        assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"),
+    [
+        (Cluster("a:1", 0, 0), "--coordinator=a:1 with --num_processes=0: give both"),
+        (Cluster("a:1", 2, 2), "--process_id=2 is none of --num_processes=2: count from 0 to 1"),
+        (Cluster("a:1", 2, -1), "--process_id=-1 is none of"),
+        (Cluster("a", 2, 0), "--coordinator=a is no host:port"),
+    ],
+)
+def test_numbers_that_do_not_fit(cluster, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        join(cluster)
+
+
+def test_one_process_is_alike():
+    check_alike({"a": 1})
+
+
+@pytest.mark.parametrize("mesh", [{"data": 2, "expert": 4}, {"fsdp": 2, "expert": 2, "tensor": 2}])
+def test_a_process_with_all_devices_has_the_whole_batch_and_places_it(mesh):
+    on = make_mesh(MeshConfig(**mesh))
+    part = part_of(on, 16)
+    assert part == Part(0, 16, 16) and part.number == (0, 1)
+    rows = np.arange(16 * 3).reshape(16, 3)
+    placed = part.place(rows, on)
+    np.testing.assert_array_equal(placed, rows)
+    assert {shard.data.shape[0] for shard in placed.addressable_shards} == {16 // (on.size // mesh.get("tensor", 1))}
+
+
+@pytest.mark.parametrize(
+    ("held", "part"),
+    [
+        ([slice(4, 6), slice(6, 8)], Part(4, 8, 16)),  # the second of four
+        ([slice(None)], Part(0, 16, 16)),  # tensor alone: everybody has everything
+        ([slice(0, 2), slice(8, 10)], Part(0, 16, 16)),  # rows that are not neighbours: it reads them all
+        ([slice(2, 4), slice(4, 6)], Part(0, 16, 16)),  # and those that are no part of equal ones
+    ],
+)
+def test_parts_of_a_batch(monkeypatch, held, part):
+    by_device = {number: (one,) for number, one in enumerate(held)}
+    monkeypatch.setattr(jax.sharding.NamedSharding, "addressable_devices_indices_map", lambda self, shape: by_device)
+    assert part_of(make_mesh(MeshConfig(expert=8)), 16) == part
+
+
+def test_what_xla_says_of_others_is_left_out(capfd):
+    reads, writes = os.pipe()
+    lines = [
+        b"step 3: held-out loss 1.0", b"E1126 21:40:28.311 18758 coordination_service_agent.cc:288] Polled an error",
+        b"Additional GRPC error information", b"{...}", b"error: a line of ours", b"[Gloo] Rank 0 is connected",
+        b"I1126 21:40:29 1 loop.py:3] Resumed",
+    ]  # fmt: skip
+    os.write(writes, b"\n".join(lines) + b"\nno end")
+    os.close(writes)
+    supervisor._without_noise(reads)
+    expected = [lines[0], lines[4], lines[6], b"no end"]
+    assert capfd.readouterr().err.encode().splitlines() == expected
+
+
+def test_a_launcher_without_a_script_says_what_is_missing():
+    with pytest.raises(ConfigError, match="no script: write it behind --"):
+        launch([], 2)
