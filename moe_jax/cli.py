@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from moe_jax.config.rules import ConfigError, DivergedError, MachineError, directory
 from moe_jax.config.schema import RunConfig, flatten
-from moe_jax.parallel.processes import COORDINATOR, NUM_PROCESSES, PROCESS_ID, Cluster, join, leave
+from moe_jax.parallel.processes import COORDINATOR, NUM_PROCESSES, PROCESS_ID, Cluster, join, leave, nobody_came
 from moe_jax.parallel.supervisor import fork_worker
 from moe_jax.resolve import check_field, resolve
 
@@ -157,16 +157,16 @@ def _join_others() -> None:
     given = flags.FLAGS
     if "coordinator" not in given or not (given.coordinator or given.distributed):
         return
-    fork_worker()
-    join(
-        Cluster(
-            coordinator=given.coordinator,
-            num_processes=given.num_processes,
-            process_id=given.process_id,
-            start_seconds=given.start_seconds,
-            lost_seconds=given.lost_seconds,
-        )
+    cluster = Cluster(
+        coordinator=given.coordinator,
+        num_processes=given.num_processes,
+        process_id=given.process_id,
+        start_seconds=given.start_seconds,
+        lost_seconds=given.lost_seconds,
     )
+    joined = fork_worker(nobody_came(cluster))
+    join(cluster)
+    joined()
 
 
 def is_worth_showing(record: python_logging.LogRecord) -> bool:

@@ -67,7 +67,8 @@ def join(cluster: Cluster) -> None:
             heartbeat_timeout_seconds=cluster.lost_seconds,
         )
     except (jax.errors.JaxRuntimeError, RuntimeError) as error:
-        raise MachineError(_why_not(cluster, error)) from None
+        reason = "" if "DEADLINE" in str(error) or "UNAVAILABLE" in str(error) else f" ({error})"
+        raise MachineError(f"{nobody_came(cluster)}{reason}") from None
     except ValueError as error:
         raise ConfigError(
             f"--distributed=True: the environment does not say which processes there are ({error}): give "
@@ -106,7 +107,7 @@ def _check(cluster: Cluster) -> None:
         return
     if cluster.num_processes < 1:
         raise ConfigError(
-            f"--num_processes={cluster.num_processes} with --coordinator={cluster.coordinator}: give both"
+            f"--coordinator={cluster.coordinator} with --num_processes={cluster.num_processes}: give both"
         )
     if not 0 <= cluster.process_id < cluster.num_processes:
         raise ConfigError(
@@ -118,14 +119,14 @@ def _check(cluster: Cluster) -> None:
         raise ConfigError(f"--coordinator={cluster.coordinator} is no host:port: give that of process 0")
 
 
-def _why_not(cluster: Cluster, error: Exception) -> str:
-    where = cluster.coordinator or "the environment's coordinator"
-    if "DEADLINE_EXCEEDED" in str(error) or "UNAVAILABLE" in str(error):
-        return (
-            f"not all of --num_processes={cluster.num_processes} have come to --coordinator={where} in "
-            f"--start_seconds={cluster.start_seconds}: start the others, or mend the address"
-        )
-    return f"process {cluster.process_id} cannot join --coordinator={where}: {' '.join(str(error).split())[:300]}"
+def nobody_came(cluster: Cluster) -> str:
+    """What to say where the processes do not find each other."""
+    many = f"--num_processes={cluster.num_processes}" if cluster.coordinator else "the environment's processes"
+    where = f"--coordinator={cluster.coordinator}" if cluster.coordinator else "its coordinator"
+    return (
+        f"not all of {many} have come to {where} in --start_seconds={cluster.start_seconds}: start the others, or mend "
+        "the address"
+    )
 
 
 def _client() -> Any:

@@ -6,11 +6,13 @@ the last word.
 """
 
 import contextlib
+import functools
 import os
 import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 from moe_jax.parallel.processes import LOST
@@ -18,15 +20,20 @@ from moe_jax.parallel.processes import LOST
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # What XLA logs of other processes that end, and of gloo's connections; absl's lines begin with a level and a date.
 NOISE = re.compile(rb"^[EFIW]\d{4} .*(coordination|distributed|client\.h|pjrt|recoverable)|^\[Gloo\]")
+COORDINATOR_GONE = (
+    "process 0, which coordinates the others, ended or was lost: the same command goes on from the newest checkpoint"
+)
 BEGINNING = re.compile(rb"^([EFIW]\d{4} |error: |\[|\S+\.py)")
 
 
-def fork_worker() -> None:
+def fork_worker(not_joined: str) -> Callable[[], object]:
     """Returns in a child, which is to do the work; the parent ends with the child's exit code.
 
-    Call it before JAX has started a backend. A child that was aborted since its coordinator is gone counts as `LOST`.
+    Call it before JAX has started a backend. A child that was aborted counts as `LOST`: since its coordinator is gone,
+    or, if it has not called what this returns, since it did not find the others, of which `not_joined` tells.
     """
     reads, writes = os.pipe()
+    joined, joins = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
@@ -35,8 +42,10 @@ def fork_worker() -> None:
         os.setpgid(0, 0)  # so that Ctrl-C reaches it once, through its parent
         os.dup2(writes, 2)
         os.close(writes)
-        return
+        os.close(joined)
+        return functools.partial(os.write, joins, b"1")
     os.close(writes)
+    os.close(joins)
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         os.kill(child, number)
@@ -48,7 +57,7 @@ def fork_worker() -> None:
     speaks.start()
     _, status = os.waitpid(child, 0)
     speaks.join()
-    os._exit(_exit_code(status))
+    os._exit(_exit_code(status, COORDINATOR_GONE if os.read(joined, 1) else not_joined))
 
 
 def _without_noise(reads: int) -> None:
@@ -73,13 +82,10 @@ def _say(text: bytes) -> None:
         os.write(2, text)
 
 
-def _exit_code(status: int) -> int:
+def _exit_code(status: int, aborted: str) -> int:
     if not os.WIFSIGNALED(status):
         return os.WEXITSTATUS(status)
     if os.WTERMSIG(status) == signal.SIGABRT:
-        _say(
-            b"error: process 0, which coordinates the others, ended or was lost: the same command goes on from the "
-            b"newest checkpoint\n"
-        )
+        _say(f"error: {aborted}\n".encode())
         return LOST
     return 128 + os.WTERMSIG(status)

@@ -124,8 +124,11 @@ WAYS = {  # how tokens cross, and on how many exchanges of what size, for each o
 }  # fmt: skip
 
 
+QUICK_WAYS = ("once", "all_gather", "nodes", "ragged once")
+
+
 @pytest.mark.parametrize("remat", ["save_exchange", pytest.param("full", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [pytest.param(w, marks=() if w in QUICK_WAYS else pytest.mark.slow) for w in WAYS])
 def test_every_way_across_the_mesh_keeps_the_contract(way, remat):
     fields, shapes = WAYS[way]
     found, run, on = compiled({"data": 2, "expert": 4}, **fields, **{"model.remat": remat})
@@ -246,7 +249,7 @@ def test_an_exchange_that_runs_again_in_the_backward_pass(monkeypatch):
     assert "12 all-to-alls in a step, not 8" in broken(**{"model.remat": "save_exchange"})
 
 
-@pytest.mark.parametrize("way", ["once", "nodes", "ragged"])
+@pytest.mark.parametrize("way", ["nodes", *(pytest.param(way, marks=pytest.mark.slow) for way in ("once", "ragged"))])
 def test_rows_that_cross_more_often(monkeypatch, way):
     kind = delivery.Ragged if way == "ragged" else delivery.Padded
     there, back = kind.there, delivery.Ragged.back if way == "ragged" else kind.there

@@ -72,7 +72,7 @@ def test_dropless_is_capacity_with_a_slot_for_everyone(kind):
     assert np.sum(on_one_device(kind, "capacity")[1]["dropped_by_rank"]) > 0  # what is dropped is seen
 
 
-SKEWED = ("capacity, once", "dropless, all_gather", "dropless, once to a node", "dropless, ragged")
+SKEWED = ("capacity, once", "dropless, once to a node", "dropless, ragged")
 
 
 @pytest.mark.parametrize("way", SKEWED)
@@ -91,7 +91,7 @@ def test_the_most_skewed_routing_is_carried_too(way):
     [
         {"exchange": "all_to_all", "exchange_bound": 0.5},
         {"exchange": "all_to_all", "exchange_bound": 0.7, "exchange_unique": True},
-        {"exchange": "ragged", "exchange_bound": 0.6},
+        pytest.param({"exchange": "ragged", "exchange_bound": 0.6}, marks=pytest.mark.slow),
         {"exchange": "ragged", "exchange_bound": 0.6, "exchange_unique": True},
     ],
     ids=str,
@@ -105,8 +105,6 @@ def test_what_a_bound_leaves_out_is_counted_and_the_rest_is_unharmed(fields):
     same = np.all(np.isclose(bounded[0], exact[0], rtol=0, atol=1e-12), axis=-1)
     _, _, valid = inputs()
     assert lost / 3 <= np.sum(valid & ~same) <= lost  # each token that differs has lost one, two or all three choices
-    roomy = {**fields, "exchange_bound": 1000.0}
-    assert_same(run_layer(layer_moe(dispatcher="dropless", **roomy), {"expert": 4, "data": 2}), exact)
 
 
 def test_bounded_rows_stay_within_what_was_said():

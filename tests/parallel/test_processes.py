@@ -31,12 +31,13 @@ def get_config():
     return config
 """
 LOST_SECONDS = 5
+STEPS = 200
 
 
 @pytest.fixture(scope="module")
 def config(tiny, tmp_path_factory):
-    """The tiny run as a config file: 12 steps on 4 experts over 4 devices."""
-    fields = {**tiny, "train.steps": 12, "checkpoint.every": 2, "eval.every": 0, "log.every": 1, "mesh.expert": 4}
+    """The tiny run as a config file: 4 experts over 4 devices."""
+    fields = {**tiny, "train.steps": STEPS, "checkpoint.every": 10, "eval.every": 0, "log.every": 2, "mesh.expert": 4}
     path = tmp_path_factory.mktemp("config") / "tiny.py"
     path.write_text(CONFIG.format(fields=fields))
     return path
@@ -105,38 +106,36 @@ def test_a_lost_process_ends_the_other_and_the_run_resumes(config, one_process, 
     order of sums between processes; and one process of four devices reads their checkpoint.
     """
     workdir = tmp_path / "two"
-    first = together(script("train", config, workdir, "--config.train.steps=100000"))
-    wait_for_step(workdir, 3, first)
+    first = together(script("train", config, workdir))
+    wait_for_step(workdir, 20, first)
     os.kill(workers(first)[1][1], signal.SIGKILL)
     killed = time.monotonic()
     _, said = first.communicate(timeout=100)
     assert time.monotonic() - killed < LOST_SECONDS + 25  # on a busy machine
     assert first.returncode == 128 + signal.SIGKILL
     last = [line for line in said.splitlines() if line.startswith("[0]")][-1]
-    assert (
-        last
-        == "[0] error: process 1 of this run ended or was lost: the same command goes on from the newest checkpoint"
-    )
+    lost = "error: process 1 of this run ended or was lost: the same command goes on from the newest checkpoint"
+    assert last == f"[0] {lost}"
     assert "Traceback" not in said and "coordination" not in said
 
     second = together(script("train", config, workdir))
-    out, said = second.communicate(timeout=300)
-    if "All 12 steps are done" not in said:
-        assert second.returncode == 0, said
-        assert re.search(r"\[0\].* Resumed at step \d+", said) and not re.search(r"\[1\].*step", said)
+    _, said = second.communicate(timeout=300)
+    assert second.returncode == 0, said
+    assert re.search(r"\[0\].* Resumed at step [1-9]\d*0\n", said)
+    assert len([line for line in said.splitlines() if line.startswith("[1]")]) == 1, said  # "Process 1 of 2"
     ours, theirs = losses(workdir), losses(one_process)
-    assert set(theirs) == set(range(1, 13)) <= set(ours)
-    np.testing.assert_allclose([ours[step] for step in theirs], list(theirs.values()), rtol=2e-5)
+    assert list(ours) == list(theirs) == list(range(2, STEPS + 1, 2))
+    apart = np.abs(np.array(list(ours.values())) / np.array(list(theirs.values())) - 1)
+    assert np.all(apart[:20] < 1e-4) and np.all(apart < 5e-2), apart
     alone(script("evaluate", config, workdir))
-    read = lambda folder: json.loads((folder / "eval.json").read_text())["eval_loss"]
-    alone(script("evaluate", config, one_process))
-    assert read(workdir) == pytest.approx(read(one_process), rel=1e-2)
+    read = lambda name: json.loads((workdir / name).read_text())["eval_loss"]
+    assert read("eval.json") == pytest.approx(read("summary.json"), rel=1e-5)
 
 
 @pytest.mark.slow
 def test_the_end_of_the_coordinator_is_one_line_too(config, tmp_path):
     running = together(script("train", config, tmp_path / "two", "--config.train.steps=100000"))
-    wait_for_step(tmp_path / "two", 3, running)
+    wait_for_step(tmp_path / "two", 20, running)
     os.kill(workers(running)[0][1], signal.SIGKILL)
     _, said = running.communicate(timeout=100)
     last = said.splitlines()[-1]
@@ -149,7 +148,7 @@ def test_the_end_of_the_coordinator_is_one_line_too(config, tmp_path):
 def test_a_signal_to_one_stops_both_at_the_same_step(config, tmp_path, which):
     workdir = tmp_path / "two"
     running = together(script("train", config, workdir, "--config.train.steps=100000"))
-    wait_for_step(workdir, 3, running)
+    wait_for_step(workdir, 20, running)
     os.kill(workers(running)[which][0], signal.SIGTERM)
     _, said = running.communicate(timeout=100)
     assert running.returncode == 128 + signal.SIGTERM, said
@@ -167,7 +166,8 @@ def test_processes_along_tensor_feed_the_same_rows(config, one_process, tmp_path
     _, said = running.communicate(timeout=300)
     assert running.returncode == 0, said
     ours, theirs = losses(tmp_path / "two"), losses(one_process)
-    np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
+    assert list(ours) == list(theirs)
+    np.testing.assert_allclose(list(ours.values())[:20], list(theirs.values())[:20], rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_nobody_comes_or_nobody_is_there(config, tmp_path):
 @pytest.mark.parametrize(
     ("cluster", "message"),
     [
-        (Cluster("a:1", 0, 0), "--coordinator=a:1 with --num_processes=0: give both"),
+        (Cluster("a:1", 0, 0), "--coordinator=a:1 with --num_processes=0: how many?"),
         (Cluster("a:1", 2, 2), "--process_id=2 is none of --num_processes=2: count from 0 to 1"),
         (Cluster("a:1", 2, -1), "--process_id=-1 is none of"),
         (Cluster("a", 2, 0), "--coordinator=a is no host:port"),
