@@ -3,9 +3,11 @@
     python experiments/benchmark.py --suite=layer --workdir=runs/benchmark
 
 layer: forward and backward pass of a whole MoE layer over its expert matmuls alone.
+dropless: the whole layer that drops nothing over the one with capacity factor 1.
 routers: the whole layer with every file of configs/routers/, its losses included, over that with plain top-k routing.
 parallel: eight fake devices against one on the same work, and more experts at the same work; start it with
 XLA_FLAGS=--xla_force_host_platform_device_count=8 in the environment.
+processes: two processes of four fake devices over one of eight, seconds a step of the quickstart model.
 data: tokens a second of the loader, and the speed of tokenizing over that of the library `tokenizers`.
 import: bytes a second from a Hugging Face folder to weights, over reading its files with the library `safetensors`.
 
@@ -15,14 +17,16 @@ Writes WORKDIR/benchmark_SUITE.json.
 from absl import flags
 
 from moe_jax import cli
-from moe_jax.benchmarks import data, importing, layer, parallel, routers
+from moe_jax.benchmarks import data, dropless, importing, layer, parallel, processes, routers
 from moe_jax.journal.workdir import make_writable, write_json
 
 SUITES = {
     "data": data.run,
+    "dropless": dropless.run,
     "import": importing.run,
     "layer": layer.run,
     "parallel": parallel.run,
+    "processes": processes.run,
     "routers": routers.run,
 }
 SUITE = flags.DEFINE_enum("suite", "layer", sorted(SUITES), "What to measure.")
