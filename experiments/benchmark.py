@@ -7,6 +7,7 @@ dropless: the whole layer that drops nothing over the one with capacity factor 1
 routers: the whole layer with every file of configs/routers/, its losses included, over that with plain top-k routing.
 parallel: eight fake devices against one on the same work, and more experts at the same work; start it with
 XLA_FLAGS=--xla_force_host_platform_device_count=8 in the environment.
+peers: the layer over Hugging Face's Mixtral block by its fastest backend; make venv-peers has torch.
 processes: two processes of four fake devices over one of eight, seconds a step of the quickstart model.
 data: tokens a second of the loader, and the speed of tokenizing over that of the library `tokenizers`.
 import: bytes a second from a Hugging Face folder to weights, over reading its files with the library `safetensors`.
@@ -17,7 +18,7 @@ Writes WORKDIR/benchmark_SUITE.json.
 from absl import flags
 
 from moe_jax import cli
-from moe_jax.benchmarks import data, dropless, importing, layer, parallel, processes, routers
+from moe_jax.benchmarks import data, dropless, importing, layer, parallel, peers, processes, routers
 from moe_jax.journal.workdir import make_writable, write_json
 
 SUITES = {
@@ -26,6 +27,7 @@ SUITES = {
     "import": importing.run,
     "layer": layer.run,
     "parallel": parallel.run,
+    "peers": peers.run,
     "processes": processes.run,
     "routers": routers.run,
 }

@@ -75,7 +75,7 @@ def whole_layer(layer: MoELayer, x: Float[Array, "1 T D"]) -> Program:
         y, sums = nnx.merge(graphdef, weights)(x, plain_context(x.shape[:2]), True)
         return jnp.sum(jnp.square(y)) + balance_loss(sums)
 
-    return _compiled(_on_one_device(loss), weights, x)
+    return compiled_gradients(loss, weights, x)
 
 
 def expert_matmuls(layer: MoELayer, x: Float[Array, "1 T D"]) -> Program:
@@ -90,7 +90,7 @@ def expert_matmuls(layer: MoELayer, x: Float[Array, "1 T D"]) -> Program:
         out = experts(buffers, experts.gathered(buffers.dtype))
         return jnp.sum(jnp.square(out))
 
-    return _compiled(_on_one_device(loss), weights, buffers)
+    return compiled_gradients(loss, weights, buffers)
 
 
 def _on_one_device(loss: Callable) -> Callable:
@@ -98,8 +98,9 @@ def _on_one_device(loss: Callable) -> Callable:
     return jax.shard_map(loss, mesh=mesh, in_specs=(P(), P()), out_specs=P())
 
 
-def _compiled(loss: Callable, *args: PyTree) -> Program:
-    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*args).compile()
+def compiled_gradients(loss: Callable, *args: PyTree) -> Program:
+    """The gradients of both arguments of a loss, on one device."""
+    compiled = jax.jit(jax.grad(_on_one_device(loss), argnums=(0, 1))).lower(*args).compile()
     return Program(compiled, lambda: compiled(*args))
 
 

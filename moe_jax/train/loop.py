@@ -30,7 +30,7 @@ from moe_jax.train.profile import Profile
 from moe_jax.train.setup import Setup, set_up
 from moe_jax.train.shown import curves, write_loads, write_pictures
 from moe_jax.train.signals import StopRequest
-from moe_jax.train.state import init_state, num_params
+from moe_jax.train.state import init_state, num_params, with_grouped_matmul
 from moe_jax.train.step import StepMetrics
 from moe_jax.train.trainable import pick
 from moe_jax.train.watch import Watch
@@ -55,6 +55,8 @@ def _train(run: RunConfig, workdir: Path, home: records.Home) -> int:
     for line in describe(run):
         logging.info(line)
     setup = set_up(run)
+    if (named := with_grouped_matmul(run, setup.mesh.devices.flat[0]).moe.grouped_matmul) != "auto":
+        logging.info("Grouped matmuls: %s", named)
     assert num_params(setup.model.shapes) == count(run).total_params
     trained = num_params(pick(setup.model.shapes, setup.model.trained))
     if trained < count(run).total_params:
