@@ -63,6 +63,12 @@ def test_every_way_is_that_of_one_device(way, mesh, kind):
     assert_same(run_layer(layer_moe(**KINDS[kind], **fields), mesh), expected)
 
 
+@pytest.mark.parametrize("mesh", [{}, {"fsdp": 8}], ids=str)
+def test_where_nothing_is_exchanged_the_fields_of_the_exchange_change_nothing(mesh):
+    moe = layer_moe(exchange_unique=True, exchange_bound=0.5)
+    assert_same(run_layer(moe, mesh), on_one_device("plain", "capacity"))
+
+
 @pytest.mark.parametrize("kind", ["plain", "dropout, shared and null experts", "input gates, biases"])
 def test_dropless_is_capacity_with_a_slot_for_everyone(kind):
     """Draws of expert dropout and of the router's noise included."""

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import types
 
 from jaxtyping import Array, Float, Int
 
@@ -12,8 +13,10 @@ LANES = 128
 ROWS = (512, 256, 128)  # of a tile, in falling order: at most the mean rows of a group
 COLUMNS = (1024, 512, 256, LANES)  # the kernel is wrong where its tile does not divide the contracted size
 
-# The package has a function of this name too.
-kernels = importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")
+
+def _kernels() -> types.ModuleType:
+    """The module, of which only those who use it pay the import; its package has a function of its name too."""
+    return importlib.import_module("jax.experimental.pallas.ops.tpu.megablox.gmm")
 
 
 def multiply(
@@ -28,7 +31,7 @@ def multiply(
     tiles = _tiles(num_rows, weights.shape[0], rows.shape[1], columns)
     weights = pad(weights, dim1=LANES, dim2=LANES)
     rows = pad(rows, dim0=tiles[0], dim1=LANES)
-    out = kernels.gmm(rows, weights, sizes, rows.dtype, tiles, transpose_rhs=transpose, interpret=interpret)
+    out = _kernels().gmm(rows, weights, sizes, rows.dtype, tiles, transpose_rhs=transpose, interpret=interpret)
     return out[:num_rows, :columns]
 
 
@@ -39,7 +42,7 @@ def outer(
     size, columns = rows.shape[1], grads.shape[1]
     tiles = _tiles(rows.shape[0], sizes.shape[0], size, columns)
     rows, grads = (pad(a, dim0=tiles[0], dim1=LANES) for a in (rows, grads))
-    return kernels.tgmm(rows.T, grads, sizes, rows.dtype, tiles, interpret=interpret)[:, :size, :columns]
+    return _kernels().tgmm(rows.T, grads, sizes, rows.dtype, tiles, interpret=interpret)[:, :size, :columns]
 
 
 def _tiles(num_rows: int, num_groups: int, size: int, columns: int) -> tuple[int, int, int]:

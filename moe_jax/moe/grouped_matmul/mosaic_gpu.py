@@ -1,13 +1,13 @@
 """JAX's Pallas kernels for NVIDIA's Hopper (Mosaic GPU): one for the products, one for the gradient of the matrices."""
 
 import contextlib
+import importlib
 import types
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
 import jax
-from jax.experimental.pallas.ops.gpu import ragged_dot_mgpu, transposed_ragged_dot_mgpu
 from jaxtyping import Array, Float, Int
 
 from moe_jax.moe.grouped_matmul.implementation import Implementation
@@ -30,7 +30,7 @@ def multiply(
     """See `Multiply`."""
     num_rows, columns = rows.shape[0], weights.shape[1 if transpose else 2]
     rows, weights = pad(rows, dim0=BLOCK, dim1=BLOCK), pad(weights, dim1=BLOCK, dim2=BLOCK)
-    out = ragged_dot_mgpu.ragged_dot(rows, weights, group_sizes=sizes, transpose_rhs=transpose, **SCHEDULE)
+    out = _kernels("ragged_dot_mgpu").ragged_dot(rows, weights, group_sizes=sizes, transpose_rhs=transpose, **SCHEDULE)
     return out[:num_rows, :columns]
 
 
@@ -38,13 +38,19 @@ def outer(rows: Float[Array, "M K"], grads: Float[Array, "M N"], sizes: Int[Arra
     """See `Outer`."""
     size, columns = rows.shape[1], grads.shape[1]
     rows, grads = (pad(a, dim0=BLOCK_CONTRACTED, dim1=BLOCK) for a in (rows, grads))
-    with _cores_of_the_target():
-        out = transposed_ragged_dot_mgpu.transposed_ragged_dot(rows, grads, group_sizes=sizes, **SCHEDULE)
+    kernels = _kernels("transposed_ragged_dot_mgpu")
+    with _cores_of_the_target(kernels):
+        out = kernels.transposed_ragged_dot(rows, grads, group_sizes=sizes, **SCHEDULE)
     return out[:, :size, :columns]
 
 
+def _kernels(name: str) -> types.ModuleType:
+    """A module of JAX that only those import who have the GPU, or compile for it."""
+    return importlib.import_module(f"jax.experimental.pallas.ops.gpu.{name}")
+
+
 @contextlib.contextmanager
-def _cores_of_the_target() -> Iterator[None]:
+def _cores_of_the_target(kernels: types.ModuleType) -> Iterator[None]:
     """Where the mesh is of GPUs that are not there, the kernel learns from the mesh how many cores they have: left to
     itself it asks this machine's first device.
     """
@@ -53,7 +59,6 @@ def _cores_of_the_target() -> Iterator[None]:
         yield
         return
     device = types.SimpleNamespace(core_count=target.num_cores)
-    kernels = transposed_ragged_dot_mgpu
     with mock.patch.object(kernels, "jax", _Shadow(jax, devices=lambda: [device])):
         yield
 
