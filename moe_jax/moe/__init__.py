@@ -1,5 +1,6 @@
 """The Mixture-of-Experts layer, in the order a token meets it: router -> dispatcher (plan, movement, exchange, experts,
-return, combine) -> shared experts -> what is measured.
+return, combine) -> shared experts -> what is measured. Dispatchers with slots exchange their buffers
+(`dispatchers/buffers.py`); those whose tokens cross as rows share `levels`, `delivery` and `places`.
 
 A router decides and a dispatcher carries; measures are sums that leave the layer as values, and losses are ratios of
 them. Axis letters, the same in every shape annotation of this package; small letters are one device's share:
