@@ -27,12 +27,14 @@ class Part(NamedTuple):
     def place(self, own: Shaped[np.ndarray, "B *L"], mesh: Mesh) -> Shaped[Array, "_ *L"]:
         """This process's rows as the global array, of which every device has what it computes with."""
         sharding = NamedSharding(mesh, spec_of(mesh, TOKEN_AXES))
+        part, parts = self.number
+        rows, first = parts * len(own), part * len(own)
 
         def of_device(index: tuple[slice, ...] | None) -> np.ndarray:
-            start, stop, _ = index[0].indices(self.rows) if index else (self.start, self.stop, 1)
-            return own[start - self.start : stop - self.start]
+            start, stop, _ = index[0].indices(rows) if index else (first, first + len(own), 1)
+            return own[start - first : stop - first]
 
-        return jax.make_array_from_callback((self.rows, *own.shape[1:]), sharding, of_device)
+        return jax.make_array_from_callback((rows, *own.shape[1:]), sharding, of_device)
 
 
 def part_of(mesh: Mesh, rows: int) -> Part:

@@ -257,6 +257,7 @@ def test_rows_that_cross_more_often(monkeypatch, way):
     assert re.search(r"\d+ all-to-alls in a step, not \d+", broken(**WAYS[way][0]))
 
 
+@pytest.mark.slow
 def test_tokens_gathered_more_often(monkeypatch):
     gather = delivery.gather_rows
     monkeypatch.setattr(delivery, "gather_rows", lambda rows: gather(rows) + gather(rows[::-1] * 2))

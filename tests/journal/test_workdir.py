@@ -35,7 +35,9 @@ ALLOWED = {
     "attention.chunk": 8,
     "log.expert_loads": True,
     "moe.dispatcher": "einsum",
+    "moe.exchange": "all_to_all",
     "moe.exchange_chunks": 2,
+    "moe.grouped_matmul": "padded",
     "moe.eval_capacity_factor": 3.0,
     "data.cache_dir": "/elsewhere",
     "data.workers": 3,
@@ -253,7 +255,9 @@ def test_these_fields_are_all_there_is(make_run):
     run = make_run()
     rooms = {name: getattr(run, name) for name in ("model", "attention", "moe", "lora", "data", "train")}
     fields = {f"{room}.{field.name}" for room, part in rooms.items() for field in dataclasses.fields(part)}
-    free = {name for name in ALLOWED if name.split(".")[0] in rooms} | {"attention.kernel", "moe.temperature_steps"}
+    free = {name for name in ALLOWED if name.split(".")[0] in rooms} | {
+        *("attention.kernel", "moe.temperature_steps", "moe.exchange_unique", "moe.exchange_nodes"),
+    }
     assert set(workdir.identity(run)) == (fields | {"seed", "task"}) - free
 
 
