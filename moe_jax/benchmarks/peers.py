@@ -22,7 +22,7 @@ from moe_jax.parallel.sharding import fan_in_init
 
 TOKENS, D_MODEL, D_FF, TOP_K = 4096, 256, 1024, 2
 EXPERTS, DTYPES = (8, 64), ("float32", "bfloat16")
-BACKENDS = ("eager", "batched_mm", "grouped_mm")
+BACKENDS = ("eager", "grouped_mm")  # batched_mm copies a matrix for every choice of a token: it is for decoding
 DISPATCHERS = ("dropless", "capacity")  # capacity at factor 1.25, which drops
 
 
