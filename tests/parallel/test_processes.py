@@ -203,7 +203,7 @@ def test_nobody_comes_or_nobody_is_there(config, tmp_path):
 @pytest.mark.parametrize(
     ("cluster", "message"),
     [
-        (Cluster("a:1", 0, 0), "--coordinator=a:1 with --num_processes=0: how many?"),
+        (Cluster("a:1", 0, 0), "--coordinator=a:1 with --num_processes=0: give both"),
         (Cluster("a:1", 2, 2), "--process_id=2 is none of --num_processes=2: count from 0 to 1"),
         (Cluster("a:1", 2, -1), "--process_id=-1 is none of"),
         (Cluster("a", 2, 0), "--coordinator=a is no host:port"),
