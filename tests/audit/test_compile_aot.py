@@ -21,7 +21,7 @@ TARGETS = ("v5p:2x2x2", "h100:8")
 
 
 @functools.cache
-def program(target, remat="save_exchange", data=1, fsdp=4, expert=2):
+def program(target, remat="save_exchange", data=1, fsdp=4, expert=2, **fields):
     """(text, collectives, run, mesh, peak bytes) of the step on 8 devices."""
     config = default_config()
     config.update_from_flattened_dict(
@@ -30,7 +30,7 @@ def program(target, remat="save_exchange", data=1, fsdp=4, expert=2):
             "model.num_kv_heads": 4, "model.vocab_size": 512, "model.activation": "swiglu", "model.dtype": "bfloat16",
             "model.remat": remat, "moe.num_experts": EXPERTS, "moe.router": "top_k", "moe.top_k": 2,
             "moe.group_size": LENGTH, "data.sequence_length": LENGTH, "data.batch_size": 8,
-            "mesh.data": data, "mesh.fsdp": fsdp, "mesh.expert": expert,
+            "mesh.data": data, "mesh.fsdp": fsdp, "mesh.expert": expert, **fields,
         }
     )  # fmt: skip
     there = devices(target)
@@ -39,7 +39,8 @@ def program(target, remat="save_exchange", data=1, fsdp=4, expert=2):
     compiled, seconds = compile_train_step(run, mesh)
     assert seconds > 0
     text = compiled.as_text()
-    return text, collectives(text, mesh), run, mesh, compiled.memory_analysis().peak_memory_in_bytes
+    found = collectives(text, mesh, run.moe.exchange_nodes)
+    return text, found, run, mesh, compiled.memory_analysis().peak_memory_in_bytes
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,28 @@ def test_the_step_keeps_the_contract(target, remat, sizes):
     data, fsdp, expert = sizes
     _, found, run, mesh, _ = program(target, remat, data, fsdp, expert)
     assert violations(found, run, mesh) == []
+
+
+DROPLESS, ONCE = {"moe.dispatcher": "dropless"}, {"moe.exchange_unique": True}
+WAYS = {  # how tokens cross the mesh, and the kind of collective that takes them
+    "once": (ONCE, "all-to-all"),
+    "all_gather": (DROPLESS, "all-gather"),
+    "all_to_all once, bounded": (
+        {**DROPLESS, **ONCE, "moe.exchange": "all_to_all", "moe.exchange_bound": 1.1}, "all-to-all",
+    ),
+    "nodes": ({**DROPLESS, **ONCE, "moe.exchange": "all_to_all", "moe.exchange_nodes": 2}, "all-to-all"),
+    "ragged": ({**DROPLESS, "moe.exchange": "ragged"}, "ragged-all-to-all"),
+    "ragged once": ({**DROPLESS, **ONCE, "moe.exchange": "ragged"}, "ragged-all-to-all"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_across_the_mesh_keeps_the_contract(target, way):
+    fields, kind = WAYS[way]
+    _, found, run, mesh, _ = program.__wrapped__(target, fsdp=2, expert=4, **fields)
+    assert violations(found, run, mesh) == []
+    assert sum(c.count for c in found if c.kind == kind and "parallel/exchange.py" in c.source) >= 4 * LAYERS
 
 
 @pytest.mark.parametrize("target", TARGETS)
