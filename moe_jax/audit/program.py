@@ -57,10 +57,16 @@ class Collective:
     count: float  # runs in one run of the program; the trip counts of enclosing loops are multiplied out
     asynchronous: bool  # whether it is a start and a done, between which other work may run
     overlapped: tuple[str, ...]  # sorted opcodes of the work scheduled between the two; "dot" for any matmul
+    overlapped_bytes: float  # that this work reads and writes, other collectives left out
     dtype: str  # element type of the payload, as HLO names it; several are joined by "+"
     shapes: tuple[str, ...]  # shapes of the results, one for each array that the compiler packed into the collective
     op_name: str  # JAX's name of the operation
     source: str  # the lines of Python that led to it, outermost first
+
+    @property
+    def hidden(self) -> bool:
+        """Whether a matmul, or other work on at least as many bytes, is scheduled between its start and its done."""
+        return "dot" in self.overlapped or self.asynchronous and self.overlapped_bytes >= self.bytes
 
 
 class Matmul(NamedTuple):
@@ -174,6 +180,7 @@ def _collective(
     if math.isnan(count):
         raise ValueError(f"{kind} {instruction.name} is in a loop whose trip count is not in the program's text")
     named = instruction if instruction.text("op_name") else _reduction(program, instruction)
+    work = _work_between(program, start) if start else []
     return Collective(
         kind="reduce-scatter" if kind == "all-reduce" and sliced else kind,
         axes=axes,
@@ -181,7 +188,8 @@ def _collective(
         bytes=sum(array.bytes for array in results) * (size if kind == "reduce-scatter" else 1),
         count=count,
         asynchronous=start is not None and '"is_sync":true' not in instruction.attributes,
-        overlapped=_work(program, _between(program, start)) if start else (),
+        overlapped=tuple(sorted({"dot" if _multiplies(program, i) else i.opcode for i in work})),
+        overlapped_bytes=_touched(program, program.computations[start.computation], work) if start else 0,
         dtype="+".join(sorted({array.dtype for array in results})),
         shapes=tuple(map(str, results)),
         op_name=named.text("op_name"),
@@ -232,17 +240,30 @@ def _pair(instructions: list[Instruction], start: int) -> tuple[int, int] | None
     return None
 
 
-def _between(program: Program, start: _Place) -> list[Instruction]:
-    """The instructions scheduled while an asynchronous operation runs; none if it ends in another computation."""
+def _work_between(program: Program, start: _Place) -> list[Instruction]:
+    """The work scheduled while an asynchronous operation runs; none if it ends in another computation."""
     instructions = program.computations[start.computation]
     pair = _pair(instructions, start.position)
-    return instructions[pair[0] + 1 : pair[1]] if pair else []
+    return [i for i in instructions[pair[0] + 1 : pair[1]] if i.opcode in _WORK] if pair else []
 
 
-def _work(program: Program, instructions: list[Instruction]) -> tuple[str, ...]:
-    """The opcodes of work among `instructions`; whatever contains a matrix product is "dot"."""
-    working = [i for i in instructions if i.opcode in _WORK]
-    return tuple(sorted({"dot" if _multiplies(program, i) else i.opcode for i in working}))
+def _touched(program: Program, instructions: list[Instruction], work: list[Instruction]) -> float:
+    """Bytes of the operands and results of `work`, some of `instructions`, but for its collectives.
+
+    Of a stack of layers that is sliced, or updated in place, only the slice counts.
+    """
+    shapes = {instruction.name: instruction.shape for instruction in instructions}
+    total = 0.0
+    for instruction in (i for i in work if i.opcode not in KINDS):
+        inside = {i.opcode for _, callee in instruction.callees() for i in program.computations[callee]}
+        read = [array for name in instruction.operands for array in arrays(shapes.get(name, ""))]
+        written = arrays(instruction.shape)
+        if "dynamic-slice" in inside:
+            read = [array for array in read if array.bytes <= sum(result.bytes for result in written)]
+        if "dynamic-update-slice" in inside:
+            read, written = [array for array in read if array not in written], []
+        total += sum(array.bytes for array in (*read, *written))
+    return total
 
 
 def _multiplies(program: Program, instruction: Instruction) -> bool:

@@ -225,6 +225,7 @@ def test_asynchronous_on_gpu():
     found = collectives((HLO / "gpu_h100.txt").read_text(), MESH)
     exchanges = [c for c in found if c.kind == "all-to-all" and c.count == 2]
     assert [(c.asynchronous, c.overlapped) for c in exchanges] == [(True, ()), (True, ("dot", "fusion"))]
+    assert [c.hidden for c in exchanges] == [False, True]
     assert not any(c.asynchronous for c in found if c.kind == "all-gather")
 
 
@@ -234,6 +235,9 @@ def test_asynchronous_on_tpu():
     assert gathered.asynchronous  # by the SparseCore: a computation of its own, between call-start and call-done
     exchanges = [(c.asynchronous, c.overlapped) for c in found if c.kind == "all-to-all"]
     assert exchanges == [(True, ("fusion",)), (True, ("all-reduce", "dot"))]
+    beside = next(c for c in found if c.kind == "all-to-all")
+    # A slice of bf16[512,1024] from a stack of three, at an index of four bytes: as much as is exchanged.
+    assert (beside.overlapped_bytes, beside.bytes, beside.hidden) == (512 * 1024 * 2 + 4, 512 * 1024 * 2, True)
     assert not any(c.asynchronous or c.overlapped for c in found if c.kind == "all-reduce")
 
 

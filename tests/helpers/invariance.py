@@ -94,8 +94,8 @@ PARTS_OF_MODELS = {  # what imported families are made of, all at once
     },
 }  # fmt: skip
 OTHER_ROUTINGS |= PARTS_OF_MODELS
-ON_EVERY_MESH = ("top_k", "expert_choice")  # in `make test`, with the default dispatcher; the others on MESHES[2]
-TWO_DISPATCHERS = ("deepseek_v3",)
+ON_EVERY_MESH = ("top_k",)  # in `make test`, with the default dispatcher; the others on MESHES[2]
+TWO_DISPATCHERS = ("top_k", "deepseek_v3")
 # Of OTHER_ROUTINGS: with groups of experts, null experts, draws, a sum over the mesh of its own, other parts of models.
 QUICK = ("deepseek_v3", "null_experts", "noisy_top_k", "quantile", "deepseek_v4", "attention_parts", "latent")
 ALL_ROUTINGS = ROUTINGS | OTHER_ROUTINGS
@@ -189,14 +189,12 @@ def assert_same_five_steps(routing, dispatcher, mesh):
 def _is_quick(routing, dispatcher, mesh):
     """Whether `make test` holds the row; `make test-slow` holds the others."""
     if dispatcher == "dropless":  # each of its ways across the mesh is in tests/moe/test_exchanges.py
-        return routing == "top_k" and mesh == MESHES[2]
+        return False
     if routing in OTHER_ROUTINGS and routing not in QUICK:
         return False
-    if routing in OTHER_ROUTINGS:
-        return (mesh == MESHES[2]) if dispatcher == "capacity" else (mesh == MESHES[3] and routing in TWO_DISPATCHERS)
-    if routing in ON_EVERY_MESH:
-        return dispatcher == dispatchers_of(routing)[0] or mesh == MESHES[2]
-    return mesh == MESHES[2]
+    if dispatcher != dispatchers_of(routing)[0]:
+        return routing in TWO_DISPATCHERS and mesh == MESHES[3]
+    return mesh == MESHES[2] or routing in ON_EVERY_MESH
 
 
 def dispatchers_of(routing):
