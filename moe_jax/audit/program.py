@@ -66,7 +66,7 @@ class Collective:
     @property
     def hidden(self) -> bool:
         """Whether a matmul, or other work on at least as many bytes, is scheduled between its start and its done."""
-        return "dot" in self.overlapped or self.asynchronous and self.overlapped_bytes >= self.bytes
+        return "dot" in self.overlapped or (self.asynchronous and self.overlapped_bytes >= self.bytes)
 
 
 class Matmul(NamedTuple):
@@ -189,7 +189,7 @@ def _collective(
         count=count,
         asynchronous=start is not None and '"is_sync":true' not in instruction.attributes,
         overlapped=tuple(sorted({"dot" if _multiplies(program, i) else i.opcode for i in work})),
-        overlapped_bytes=_touched(program, program.computations[start.computation], work) if start else 0,
+        overlapped_bytes=_touched(program, program.computations[start.computation], work) if start else 0.0,
         dtype="+".join(sorted({array.dtype for array in results})),
         shapes=tuple(map(str, results)),
         op_name=named.text("op_name"),
