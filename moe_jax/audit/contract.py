@@ -29,6 +29,7 @@ from moe_jax.tasks.registry import task_of
 from moe_jax.train.state import build_model
 
 PADDING = 1.01  # XLA for TPU pads a dimension that does not fill its tiles before it scatters it
+LANES = 128  # numbers side by side in a register of a TPU
 HLO_ITEMSIZE = {"bf16": 2, "f32": 4, "f64": 8}
 ITEMSIZE = {"bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -57,7 +58,8 @@ class Exchanged(NamedTuple):
 def exchanges(run: RunConfig, platform: str) -> Counter[Exchanged]:
     """How often a step runs each collective that takes tokens to their experts or brings them back.
 
-    XLA for CPU has no collectives in bfloat16, and sends float32, and no ragged all-to-all.
+    XLA for CPU has no collectives in bfloat16, and sends float32, and no ragged all-to-all. Rows of a ragged one on TPU
+    fill the lanes of a register.
     """
     mesh, expected = run.mesh, Counter[Exchanged]()
     if mesh.expert == 1:
@@ -70,7 +72,10 @@ def exchanges(run: RunConfig, platform: str) -> Counter[Exchanged]:
             kind, rows = wire.kind, wire.rows
             if platform == "cpu" and wire.padded_rows:
                 kind, rows = "all-to-all", wire.padded_rows
-            size = rows * (wire.columns or run.model.d_model) * _itemsize(wire, run, part.moe, platform)
+            columns = wire.columns or run.model.d_model
+            if platform == "tpu" and kind == "ragged-all-to-all":
+                columns = LANES * math.ceil(columns / LANES)
+            size = rows * columns * _itemsize(wire, run, part.moe, platform)
             expected[Exchanged(kind, (wire.axis,), size)] += runs * wire.runs
     return expected
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import MeshConfig
 from moe_jax.moe.grouped_matmul import grouped_matmul, implementation_of
-from moe_jax.moe.grouped_matmul.padded import BLOCK, BLOCK_OVERHEAD, capacities, work
+from moe_jax.moe.grouped_matmul.padded import BLOCK, BLOCK_OVERHEAD, batches, work
 from moe_jax.parallel.mesh import make_mesh
 
 ROWS, SIZE, COLUMNS = 600, 24, 40
@@ -88,7 +88,7 @@ def test_padded_takes_any_load_of_groups_larger_than_its_blocks(skew):
 def test_padded_multiplies_little_more_than_the_rows():
     """Balanced groups cost nothing beside them, and the most skewed at most two blocks' worth more a group."""
     num_rows, num_groups = 8192, 64
-    assert max(capacities(num_rows, num_groups)) <= 1.5 * num_rows / num_groups
+    assert max(batches(num_rows, num_groups)).capacity <= 1.5 * num_rows / num_groups
     balanced = jnp.full(num_groups, num_rows // num_groups)
     assert min(work(balanced, num_rows)) == num_rows
     one = jnp.zeros(num_groups, jnp.int32).at[5].set(num_rows)
@@ -114,7 +114,7 @@ def cost(implementation, num_groups=8, num_rows=512, size=128, columns=256):
 
 def test_the_compiled_program_is_not_dense():
     """XLA counts the branch with the largest batch, 1.5 times the mean, of each conditional, and one pass through each
-    loop over blocks, here of 256 rows; a dense expansion has 8 times the useful FLOPs.
+    loop over blocks, here of 256 rows at most; a dense expansion has 8 times the useful FLOPs.
     """
     flops, memory = cost("padded")
     assert flops <= 1.5 + 0.5 + 0.1

@@ -2,8 +2,8 @@
 
 All groups together form one batch of C rows each, and what a group has beyond C goes through in blocks, one after
 another. C is chosen when the program runs, among a few, by the work that it makes for the groups' real sizes: a little
-more than their mean where they are balanced, less and with more blocks where they are not. So nothing of the size of
-the worst case exists.
+more than their mean where they are balanced, and then with small blocks for the few rows beyond it; less and with large
+blocks where they are not. So nothing of the size of the worst case exists.
 """
 
 import math
@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from moe_jax.moe.grouped_matmul.implementation import Implementation
 
-MULTIPLES = (0.5, 1.0, 1.0625, 1.125, 1.1875, 1.25, 1.375, 1.5)  # of the mean size, that C is chosen among
-BLOCK = 256  # rows of a block
+# Multiples of the mean size that C is chosen among, in turn with large and with small blocks beside it.
+SKEWED, BALANCED = (0.5, 1.0), (1.0625, 1.125, 1.1875, 1.25, 1.375, 1.5)
+BLOCK, SMALL_BLOCK = 256, 32  # rows of a block
 BLOCK_OVERHEAD = 64  # rows that could be multiplied while the matrix of a block is copied
 
 
@@ -27,8 +28,8 @@ def multiply(
     """See `Multiply`; zeros past the last group."""
     product = "gcn,gkn->gck" if transpose else "gck,gkn->gcn"
 
-    def with_capacity(capacity: int) -> Float[Array, "M _"]:
-        groups = _groups(sizes, capacity, rows.shape[0])
+    def with_batch(batch: Batch) -> Float[Array, "M _"]:
+        groups = _groups(sizes, batch, rows.shape[0])
         y = _leave(jnp.einsum(product, _enter(rows, groups), weights), groups)
 
         def add(block: _Block, y: Array) -> Array:
@@ -38,14 +39,14 @@ def multiply(
 
         return _for_blocks(add, y, groups)
 
-    return _with_least_work(with_capacity, sizes, rows.shape[0])
+    return _with_least_work(with_batch, sizes, rows.shape[0])
 
 
 def outer(rows: Float[Array, "M K"], grads: Float[Array, "M N"], sizes: Int[Array, "G"]) -> Float[Array, "G K N"]:
     """See `Outer`."""
 
-    def with_capacity(capacity: int) -> Float[Array, "G K N"]:
-        groups = _groups(sizes, capacity, rows.shape[0])
+    def with_batch(batch: Batch) -> Float[Array, "G K N"]:
+        groups = _groups(sizes, batch, rows.shape[0])
         sums = jnp.einsum("gck,gcn->gkn", _enter(rows, groups), _enter(grads, groups))
 
         def add(block: _Block, sums: Array) -> Array:
@@ -54,37 +55,45 @@ def outer(rows: Float[Array, "M K"], grads: Float[Array, "M N"], sizes: Int[Arra
 
         return _for_blocks(add, sums, groups)
 
-    return _with_least_work(with_capacity, sizes, rows.shape[0])
+    return _with_least_work(with_batch, sizes, rows.shape[0])
 
 
 PADDED = Implementation(multiply, outer)
 
 
-def capacities(num_rows: int, num_groups: int) -> tuple[int, ...]:
-    """The sizes C of the batch, of which a run picks one."""
+class Batch(NamedTuple):
+    """One way to multiply: a batch of `capacity` rows for each group, and the rest in blocks of `block` rows."""
+
+    capacity: int
+    block: int
+
+
+def batches(num_rows: int, num_groups: int) -> tuple[Batch, ...]:
+    """The ways of which a run picks one."""
     mean = num_rows / num_groups
-    return tuple(sorted({min(num_rows, 8 * math.ceil(mean * multiple / 8)) for multiple in MULTIPLES}))
+    capacity = lambda multiple: min(num_rows, 8 * math.ceil(mean * multiple / 8))
+    found = {capacity(multiple): Batch(capacity(multiple), min(SMALL_BLOCK, num_rows)) for multiple in BALANCED}
+    found |= {capacity(multiple): Batch(capacity(multiple), min(BLOCK, num_rows)) for multiple in SKEWED}
+    return tuple(found[key] for key in sorted(found))
 
 
 def work(sizes: Int[Array, "G"], num_rows: int) -> Sequence[Int[Array, ""]]:
-    """For each of `capacities`, the rows that could be multiplied meanwhile."""
-    block = min(BLOCK, num_rows)
-    blocks = lambda capacity: jnp.sum(_num_blocks(sizes, capacity, block))
+    """For each of `batches`, the rows that could be multiplied meanwhile."""
     return [
-        sizes.shape[0] * capacity + blocks(capacity) * (block + BLOCK_OVERHEAD)
-        for capacity in capacities(num_rows, sizes.shape[0])
+        sizes.shape[0] * batch.capacity + jnp.sum(_num_blocks(sizes, batch)) * (batch.block + BLOCK_OVERHEAD)
+        for batch in batches(num_rows, sizes.shape[0])
     ]
 
 
-def _with_least_work(with_capacity: Callable[[int], Array], sizes: Int[Array, "G"], num_rows: int) -> Array:
-    branches = [lambda capacity=capacity: with_capacity(capacity) for capacity in capacities(num_rows, sizes.shape[0])]
+def _with_least_work(with_batch: Callable[[Batch], Array], sizes: Int[Array, "G"], num_rows: int) -> Array:
+    branches = [lambda batch=batch: with_batch(batch) for batch in batches(num_rows, sizes.shape[0])]
     return lax.switch(jnp.argmin(jnp.stack(work(sizes, num_rows))), branches)
 
 
 class _Groups(NamedTuple):
     """Where the rows of the groups are, in their own order and in a batch of C rows for each."""
 
-    capacity: int
+    batch: Batch
     starts: Int[Array, "G"]
     sizes: Int[Array, "G"]
     source: Int[Array, "G C"]  # the row at a place of the batch; M: none
@@ -99,16 +108,17 @@ class _Block(NamedTuple):
     inside: Bool[Array, "b"]
 
 
-def _groups(sizes: Int[Array, "G"], capacity: int, num_rows: int) -> _Groups:
+def _groups(sizes: Int[Array, "G"], batch: Batch, num_rows: int) -> _Groups:
     ends = jnp.cumsum(sizes)
     starts = ends - sizes
+    capacity = batch.capacity
     place = jnp.arange(capacity)
     source = jnp.where(place < sizes[:, None], starts[:, None] + place, num_rows)
     row = jnp.arange(num_rows)
     group = jnp.searchsorted(ends, row, side="right")
     place = row - jnp.take(starts, group, mode="clip")
     inside = (group < sizes.shape[0]) & (place < capacity)
-    return _Groups(capacity, starts, sizes, source, jnp.where(inside, group * capacity + place, source.size))
+    return _Groups(batch, starts, sizes, source, jnp.where(inside, group * capacity + place, source.size))
 
 
 def _enter(rows: Float[Array, "M K"], groups: _Groups) -> Float[Array, "G C K"]:
@@ -121,21 +131,21 @@ def _leave(batch: Float[Array, "G C N"], groups: _Groups) -> Float[Array, "M N"]
     return jnp.take(batch.reshape(-1, batch.shape[-1]), groups.place, axis=0, mode="fill", fill_value=0)
 
 
-def _num_blocks(sizes: Int[Array, "G"], capacity: int, block: int) -> Int[Array, "G"]:
+def _num_blocks(sizes: Int[Array, "G"], batch: Batch) -> Int[Array, "G"]:
     """The blocks of what each group has beyond the batch."""
-    return -(-jnp.maximum(sizes - capacity, 0) // block)
+    return -(-jnp.maximum(sizes - batch.capacity, 0) // batch.block)
 
 
 def _for_blocks(add: Callable[[_Block, Array], Array], sums: Array, groups: _Groups) -> Array:
     """Goes with `sums` through the blocks that are needed."""
     num_rows = groups.place.shape[0]
-    block = min(BLOCK, num_rows)
-    blocks = _num_blocks(groups.sizes, groups.capacity, block)
+    capacity, block = groups.batch
+    blocks = _num_blocks(groups.sizes, groups.batch)
     ends = jnp.cumsum(blocks)
 
     def body(number: Array, sums: Array) -> Array:
         group = jnp.searchsorted(ends, number, side="right")
-        first = groups.starts[group] + groups.capacity + (number - ends[group] + blocks[group]) * block
+        first = groups.starts[group] + capacity + (number - ends[group] + blocks[group]) * block
         last = jnp.minimum(first + block, groups.starts[group] + groups.sizes[group])
         start = jnp.minimum(first, num_rows - block)  # a slice does not go past the end
         row = start + jnp.arange(block)
