@@ -6,6 +6,7 @@ Each broken clause is one line that names the collective and the lines of Python
 for AdamW. Adafactor takes row and column means, which are further reductions that the partitioner writes as it likes.
 """
 
+import dataclasses
 import itertools
 import math
 from collections import Counter, defaultdict
@@ -16,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from moe_jax.audit.hlo import arrays
 from moe_jax.audit.program import Collective
 from moe_jax.config.layers import moe_segments
 from moe_jax.config.schema import MoEConfig, RunConfig
@@ -37,7 +39,7 @@ ITEMSIZE = {"bfloat16": 2, "float32": 4, "float64": 8}
 def violations(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> list[str]:
     """A line for each way in which `found` breaks the contract of a training step of `run` on `mesh`."""
     small, expected = small_elements(run, mesh), exchanges(run, mesh.devices.flat[0].platform)
-    others = [c for c in found if not _is_exchange(c, expected)]
+    others = [rest for c in found if (rest := _without_exchanges(c, expected)) is not None]
     return [
         *_exchange(found, run, mesh, expected),
         *itertools.chain.from_iterable(_weights(c, run, mesh) for c in others),
@@ -96,7 +98,8 @@ def _exchange(found: Sequence[Collective], run: RunConfig, mesh: Mesh, expected:
     for c in found:
         if "all-to-all" in c.kind and c.axes not in axes:
             yield f"{_named(c)}: tokens are exchanged over the axis {' and '.join(sorted(map('+'.join, axes)))} alone"
-        counts[Exchanged(c.kind, c.axes, int(c.bytes))] += c.count
+        for exchanged in _exchanged(c):
+            counts[exchanged] += c.count
     for kind in ("all-to-all", "ragged-all-to-all"):
         actual = sum(count for exchanged, count in counts.items() if exchanged.kind == kind)
         wanted = sum(count for exchanged, count in expected.items() if exchanged.kind == kind)
@@ -112,9 +115,20 @@ def _exchange(found: Sequence[Collective], run: RunConfig, mesh: Mesh, expected:
             yield f"{counts[exchanged]:g} {exchanged.kind}s of {exchanged.bytes} bytes in a step, not {wanted}"
 
 
-def _is_exchange(c: Collective, expected: Counter[Exchanged]) -> bool:
-    """Whether `c` may be one that the layers say."""
-    return Exchanged(c.kind, c.axes, int(c.bytes)) in expected
+def _exchanged(c: Collective) -> list[Exchanged]:
+    """`c` as exchanges: one for each array that the compiler packed into a gather or a scatter, or the whole buffer."""
+    if c.kind not in ("all-gather", "reduce-scatter"):
+        return [Exchanged(c.kind, c.axes, int(c.bytes))]
+    return [Exchanged(c.kind, c.axes, round(_bytes(shape) * _pieces(c))) for shape in c.shapes]
+
+
+def _without_exchanges(c: Collective, expected: Counter[Exchanged]) -> Collective | None:
+    """What is left of `c` without the arrays that the layers say; None: nothing."""
+    parts = _exchanged(c)
+    if len(parts) == 1:
+        return None if parts[0] in expected else c
+    kept = tuple(shape for shape, part in zip(c.shapes, parts, strict=True) if part not in expected)
+    return dataclasses.replace(c, shapes=kept, bytes=_pieces(c) * sum(map(_bytes, kept))) if kept else None
 
 
 def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
@@ -135,8 +149,8 @@ def _weights(c: Collective, run: RunConfig, mesh: Mesh) -> Iterator[str]:
 
 
 def _pieces(c: Collective) -> float:
-    """The factor from the elements of a collective's shapes to those of its whole buffer."""
-    return c.bytes / sum(_elements(shape) * HLO_ITEMSIZE[shape.partition("[")[0]] for shape in c.shapes)
+    """The factor from a collective's shapes to its whole buffer."""
+    return c.bytes / sum(map(_bytes, c.shapes))
 
 
 def _scatters(found: Sequence[Collective], run: RunConfig, mesh: Mesh) -> Iterator[str]:
@@ -267,6 +281,10 @@ def _elements(shape: str) -> int:
     """The number of elements of a shape that HLO prints as "bf16[8,4096]"."""
     dims = shape[shape.index("[") + 1 : shape.index("]")]
     return int(np.prod([int(n) for n in dims.split(",")], dtype=np.int64)) if dims else 1
+
+
+def _bytes(shape: str) -> float:
+    return arrays(shape)[0].bytes
 
 
 def _named(c: Collective) -> str:
