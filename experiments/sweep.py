@@ -35,7 +35,7 @@ def main() -> int:
     """Flags to sweep to report."""
     path, shard = cli.config_path(), _shard()
     base, sweep = cli.base_config(), load_sweep(path)
-    if SEEDS.value:
+    if SEEDS.value is not None:
         sweep = dataclasses.replace(sweep, seeds=cli.integers("--seeds", SEEDS.value))
     for condition in ONLY.value:
         sweep = only(sweep, condition)

@@ -22,12 +22,24 @@ from ml_collections import config_flags
 
 from moe_jax.config.rules import ConfigError, DivergedError, MachineError, directory
 from moe_jax.config.schema import RunConfig, flatten
-from moe_jax.parallel.processes import COORDINATOR, NUM_PROCESSES, PROCESS_ID, Cluster, join, leave, nobody_came
+from moe_jax.journal.workdir import FULL
+from moe_jax.parallel.processes import (
+    COORDINATOR,
+    NUM_PROCESSES,
+    PROCESS_ID,
+    Cluster,
+    is_one_of_several,
+    join,
+    leave,
+    nobody_came,
+    tell_others,
+)
 from moe_jax.parallel.supervisor import fork_worker
 from moe_jax.resolve import check_field, resolve
 
 BAD_INPUT, MACHINE, DIVERGED = 2, 3, 4  # exit codes; 1 is Python's own, for a fault of the code
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA words it
+WAY_TO_OTHERS = r"(?i)gloo|nccl|coordination service"  # what it says where another process does not answer
 VALUES = {  # of the types that absl parses: what a value is, and what to give
     int: "whole number: give one, as in 8",
     float: "number: give one, as in 1.25",
@@ -82,7 +94,14 @@ def base_config() -> ml_collections.ConfigDict:
 
 
 def _unreadable(path: Path | str) -> ConfigError:
-    return ConfigError(f"--config={path} cannot be read: configs/ holds the ones that come with moe_jax")
+    """What keeps a config file from being read; the library that tried says it in other words."""
+    remedy, reason = "give a file, such as those in configs/ that come with moe_jax", "it names no file"
+    try:
+        Path(path).open().close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        remedy = "allow yourself to read it" if isinstance(error, PermissionError) else remedy
+    return ConfigError(f"--config={path} cannot be read ({reason}): {remedy}")
 
 
 def run_config(num_devices: int | None = None) -> RunConfig:
@@ -106,9 +125,12 @@ def overrides() -> tuple[str, ...]:
 def integers(flag: str, values: Sequence[str]) -> tuple[int, ...]:
     """The numbers of a flag; raises ValueError, naming it, for what is none."""
     try:
-        return tuple(int(value) for value in values)
+        numbers = tuple(int(value) for value in values)
     except ValueError:
         raise ValueError(f"{flag}={','.join(values)}: give whole numbers") from None
+    if not numbers:
+        raise ValueError(f"{flag}= is empty: give whole numbers, as in {flag}=0,1")
+    return numbers
 
 
 def pairs(flag: str, text: str) -> dict[str, int | str]:
@@ -223,7 +245,7 @@ def _guarded(call: Callable):
     except ConfigError as error:
         _end(f"error: {error}", BAD_INPUT)
     except (MachineError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and OUT_OF_MEMORY not in str(error):
+        if isinstance(error, jax.errors.JaxRuntimeError) and not _is_of_machine(error):
             raise
         _end(f"error: {_of_machine(error)}", MACHINE)
     except ValueError as error:
@@ -233,14 +255,26 @@ def _guarded(call: Callable):
 
 
 def _end(line: str, code: int) -> NoReturn:
+    if code in (BAD_INPUT, MACHINE):
+        tell_others(code)
     logging.debug("Where it comes from (--verbosity=1):", exc_info=True)
     with contextlib.suppress(OSError):  # nobody may be listening
         print(" ".join(line.split()), file=sys.stderr)
     sys.exit(code)
 
 
+def _is_of_machine(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether a device is out of memory, or the way to other processes is lost."""
+    return OUT_OF_MEMORY in str(error) or (is_one_of_several() and bool(re.search(WAY_TO_OTHERS, str(error))))
+
+
 def _of_machine(error: BaseException) -> str:
     """What the machine refused, in one line."""
+    if isinstance(error, jax.errors.JaxRuntimeError) and OUT_OF_MEMORY not in str(error):
+        return (
+            f"the other processes of this run cannot be reached ({str(error).splitlines()[0][:200]}): if one was lost, "
+            "the same command goes on from the newest checkpoint"
+        )
     if isinstance(error, jax.errors.JaxRuntimeError):
         return (
             f"a device is out of memory ({str(error).splitlines()[0]}): lower data.batch_size, raise train.accumulate, "
@@ -248,6 +282,8 @@ def _of_machine(error: BaseException) -> str:
         )
     if isinstance(error, MemoryError):
         return "this machine is out of memory: free some, or lower data.batch_size"
+    if isinstance(error, OSError) and error.errno in FULL:
+        return f"no room is left for {error.filename or 'what is written'} ({error.strerror}): make room, and repeat"
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename is not None else ""
         return f"the system refuses: {error.strerror or error}{where}"

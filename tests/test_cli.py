@@ -1,7 +1,9 @@
 """Scripts as a user meets them: one line and an exit code for whatever goes wrong."""
 
+import errno
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +31,12 @@ BAD = {  # arguments of experiments/train.py, and what the one line says
     ),
     "impossible value": ([CONFIG, "--config.moe.capacity_factor=nan"], "moe.capacity_factor=nan is not finite: give"),
     "too many steps": ([CONFIG, "--config.train.steps=99999999999"], "train.steps=99999999999 does not fit into 32 bi"),
-    "missing file": (["--config=configs/missing.py"], "configs/missing.py cannot be read"),
+    "missing file": (["--config=configs/missing.py"], "configs/missing.py cannot be read (No such file or directory)"),
+    "no field of text": ([CONFIG, "--config.data.text_field="], "data.text_field='' names no field: give the one"),
+    "more layers than a list holds": (
+        [CONFIG, f"--config.model.num_layers={10**10}"],
+        "model.num_layers=10000000000 is more than 10000: lower it",
+    ),
     "folder as file": (["--config=configs", "--config.seed=1"], "--config=configs cannot be read"),
     "missing flag": ([], "--config"),
     "stray argument": ([CONFIG, "train.steps=5"], "'train.steps=5' is not a flag: write --flag=value"),
@@ -102,12 +109,22 @@ ENDS = {  # what a script raises: (exit code, what the line says); no code: it g
         3,
         "error: the system refuses: No such file or directory (/pr",
     ),
+    "full disk": (
+        lambda: throw(OSError(errno.ENOSPC, "No space left on device", "runs/eval.json")),
+        3,
+        "error: no room is left for runs/eval.json (No space left on device): make room",
+    ),
     "a machine's failure": (lambda: throw(MachineError("disk full")), 3, "error: disk full"),
     "no memory": (lambda: throw(MemoryError()), 3, "error: this machine is out of memory"),
     "no device memory": (
         lambda: throw(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")),
         3,
         "error: a device is out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.): lower data.batch",
+    ),
+    "another process's end, of one alone": (
+        lambda: throw(jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed")),
+        None,
+        jax.errors.JaxRuntimeError,
     ),
     "XLA's fault": (lambda: throw(jax.errors.JaxRuntimeError("INTERNAL: x")), None, jax.errors.JaxRuntimeError),
     "diverged": (lambda: throw(DivergedError("no\nmore")), 4, "error: no more"),
@@ -130,6 +147,28 @@ def test_the_exit_code_says_whose_fault_it_is(name, capsys):
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == bool(said)
         assert lines == [] or lines[0].startswith(said)
+
+
+def test_the_way_to_other_processes_is_lost(monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr(cli, "is_one_of_several", lambda: True)
+    monkeypatch.setattr(cli, "tell_others", told.append)
+    with pytest.raises(SystemExit) as end:
+        cli._guarded(lambda: throw(jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Gloo ReduceScatter timed out\nmore")))
+    assert (end.value.code, told) == (3, [3])
+    assert re.match(r"error: the other processes of this run cannot be reached \(DEAD.*out\)", capsys.readouterr().err)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        cli._guarded(lambda: throw(jax.errors.JaxRuntimeError("INTERNAL: x")))
+
+
+def test_whole_numbers_of_a_flag():
+    assert cli.integers("--seeds", ["0", "7"]) == (0, 7)
+    for values, said in (
+        (["x"], "--seeds=x: give whole"),
+        ([], "--seeds= is empty: give whole numbers, as in --seeds=0,1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            cli.integers("--seeds", values)
 
 
 def test_nobody_reads_the_line(monkeypatch):
@@ -185,6 +224,12 @@ def test_ctrl_c_while_libraries_are_imported():
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGINT
     assert done.stderr == ""
+    turned = (
+        "from moe_jax import cli\ntry: raise KeyboardInterrupt\n"
+        "except BaseException as error: raise ImportError('x') from error"
+    )
+    done = subprocess.run([sys.executable, "-c", turned], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")
     failed = subprocess.run([sys.executable, "-c", "from moe_jax import cli; 1 / 0"], cwd=ROOT, capture_output=True)
     assert failed.returncode == 1 and b"ZeroDivisionError" in failed.stderr
 

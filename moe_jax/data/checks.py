@@ -22,6 +22,8 @@ def check(run: RunConfig) -> None:
     one_of("data.ids_dtype", run.data.ids_dtype, IDS_DTYPES)
     for name in ("source", "text_field", "prompt_field", "tokenizer", "end_of_document", "cache_dir"):
         _check_writable(f"data.{name}", getattr(run.data, name))
+    if not run.data.text_field:
+        raise ConfigError("data.text_field='' names no field: give the one that holds the text")
     cache_root(run.data)
     check_tokenizer(run.data)
     check_holdout_fraction(run.data.holdout_fraction)

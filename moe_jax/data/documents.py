@@ -1,12 +1,14 @@
 """A document, and which bytes count as text."""
 
 import dataclasses
+import re
 
 import numpy as np
 from jaxtyping import Integer
 
 # A Latin-1 text in French or German is 3 to 8% accented letters; other encodings and binary formats lie far above.
 MAX_REPLACED = 0.1
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,12 @@ def as_utf8(data: bytes) -> bytes | None:
 def printable(name: str) -> str:
     r"""The name with what UTF-8 cannot write (bytes of a file name, lone surrogates) spelled out, as in "caf\xe9"."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace") if _escaped(name) else _plain(name)
+
+
+def domain_name(name: str) -> str:
+    r"""The name of a domain as tables show it: on one line (a new line is "\n"), and not "all", which is the sum."""
+    line = _CONTROLS.sub(lambda sign: repr(sign[0])[1:-1], printable(name))
+    return "all (domain)" if line == "all" else line
 
 
 def _escaped(name: str) -> bool:

@@ -10,10 +10,21 @@ def quiet_interrupts() -> None:
     show = sys.excepthook
 
     def show_but_interrupts(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if not issubclass(kind, KeyboardInterrupt):
+        if not _is_interrupt(error):
             show(kind, error, traceback)
 
     sys.excepthook = show_but_interrupts
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is at the bottom of it: libraries turn it into an ImportError while they are imported."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def prepare() -> None:

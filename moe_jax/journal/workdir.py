@@ -1,6 +1,7 @@
 """A work directory belongs to one run: its configuration is written at the first start and compared at every other."""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -12,11 +13,12 @@ from moe_jax.config.rules import ConfigError, MachineError
 from moe_jax.config.schema import RunConfig, architecture, flatten, identity
 from moe_jax.files.lock import locked
 from moe_jax.journal.reading import CONFIG, FORMAT_FIELD, METRICS, SUMMARY, read_config, read_summary
-from moe_jax.tasks.results import DATA
+from moe_jax.tasks.results import DATA, check_values
 
 LOCK = "train.lock"
 FOLDERS = ("checkpoints", "tensorboard", "tensorboard/hparams")  # that every run writes to
 ORIGIN = "origin"  # in config.json and summary.json: where the weights came from that a run began with
+FULL = (errno.ENOSPC, errno.EDQUOT)
 FORMAT = 2  # to be raised whenever checkpoints get other names; a config.json that has none is of format 1
 
 
@@ -56,11 +58,13 @@ def own(workdir: Path, first_process: bool = True) -> Iterator[Home]:
             try:
                 stack.enter_context(locked(workdir / LOCK, wait=False))
             except BlockingIOError as held:  # an OSError too, but the lock works
+                holder = str(held) or "an unknown process"
                 raise ConfigError(
-                    f"--workdir={workdir}: another run trains here ({held or 'an unknown process'}): wait for its end, "
+                    f"--workdir={workdir}: another run trains here ({holder}): wait for its end, "
                     "stop it, or choose another directory"
                 ) from None
             except OSError as error:
+                refuse_full(error, workdir)
                 raise ConfigError(
                     f"--workdir={workdir}: {LOCK} cannot be locked ({error.strerror}): remove it, or choose another "
                     "directory"
@@ -112,9 +116,16 @@ def make_writable(workdir: Path) -> None:
         probe.touch()
         probe.unlink(missing_ok=True)  # another thread's
     except OSError as error:
+        refuse_full(error, workdir)
         raise ConfigError(
             f"--workdir={workdir} cannot be written ({error.strerror}): choose another directory"
         ) from None
+
+
+def refuse_full(error: OSError, workdir: Path) -> None:
+    """Raises MachineError where the reason is a full disk, or a quota that is used up."""
+    if error.errno in FULL:
+        raise MachineError(f"--workdir={workdir} has no room left ({error.strerror}): make room") from None
 
 
 def claim(workdir: Path, run: RunConfig, sha256: str) -> None:
@@ -168,7 +179,9 @@ def write_summary(workdir: Path, content: Mapping[str, Any]) -> None:
 def is_finished(workdir: Path, steps: int) -> bool:
     """Whether `workdir` has a whole summary.json, of a run of `steps` steps."""
     try:
-        return read_summary(workdir)["steps"] == steps
+        summary = read_summary(workdir)
+        check_values(summary)
+        return summary["steps"] == steps
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -179,7 +192,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     JSON knows no NaN and no infinities: they are written as null.
     """
     draft = path.with_name(f"{path.name}.partial")
-    draft.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    try:
+        draft.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    except OSError as error:  # of a full disk, which does not say where
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from None
     os.replace(draft, path)
 
 

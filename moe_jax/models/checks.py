@@ -13,6 +13,7 @@ from moe_jax.moe.feed_forward import ACTIVATIONS
 from moe_jax.parallel.checks import Size
 
 DTYPES = ("float32", "bfloat16", "float64")
+MOST_LAYERS = 10_000  # far beyond any model: a list of layers is made before the rest is checked
 NORM_PLACES = ("pre", "post")
 QK_NORMS = ("", "head", "projection")
 # Fields of AttentionConfig, and the scalings of rotary positions that use them.
@@ -50,6 +51,8 @@ def check(run: RunConfig) -> None:
         "attention.query_rank attention.kv_rank attention.rope_dim attention.value_dim",
         not_negative,
     )
+    if model.num_layers > MOST_LAYERS:
+        raise ConfigError(f"model.num_layers={model.num_layers} is more than {MOST_LAYERS}: lower it")
     for layer, window in enumerate(attention.windows):
         not_negative(f"attention.windows[{layer}]", window)
     if attention.windows and attention.window:

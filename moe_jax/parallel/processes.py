@@ -23,6 +23,7 @@ from moe_jax.config.rules import ConfigError, MachineError
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = ("MOE_JAX_COORDINATOR", "MOE_JAX_NUM_PROCESSES", "MOE_JAX_PROCESS_ID")
 LOST = 3  # exit code of a process that has lost another one: the machine's fault
 WATCH_SECONDS = 1.0
+ENDED = "moe_jax/ended"  # key of what a process said before it ended early
 LEAVE_SECONDS = 10
 
 _leaving = threading.Event()
@@ -80,6 +81,18 @@ def join(cluster: Cluster) -> None:
         logging.set_verbosity(logging.WARNING)  # the first speaks for all
 
 
+def is_one_of_several() -> bool:
+    """Whether `join` has made this process one of several."""
+    return _client() is not None
+
+
+def tell_others(code: int) -> None:
+    """Says, before this process ends early, with what exit code: the others end with it too, and say nothing more."""
+    if (client := _client()) is not None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            client.key_value_set(ENDED, f"{jax.process_index()} {code}", allow_overwrite=True)
+
+
 def leave() -> None:
     """Ends the company of the others, where there are any: all wait for each other, the coordinator for all, so that
     nobody is taken for lost. Who does not come in `LEAVE_SECONDS` is not waited for.
@@ -135,12 +148,17 @@ def _client() -> Any:
 
 def _watch(num_processes: int, lost_seconds: int) -> None:
     """Ends this process, in one line, when another one is lost: its collectives would wait forever."""
-    everyone = list(range(num_processes))
+    everyone, seen = list(range(num_processes)), 0.0
     while (client := _client()) is not None and not _leaving.is_set():
         try:
             missing = sorted(set(everyone) - set(client.get_live_nodes(everyone)))
         except jax.errors.JaxRuntimeError:
             missing = [0]  # the coordinator does not answer
+        if (ended := _try_get(client, ENDED)) is not None and not _leaving.is_set():
+            seen = seen or time.monotonic()
+            if time.monotonic() - seen > LEAVE_SECONDS / 2:  # most know by themselves, as of differing configs
+                end_with(*map(int, ended.split()))
+            missing = []
         if missing and not _leaving.is_set():
             end_for(missing)
         time.sleep(WATCH_SECONDS)
@@ -152,6 +170,12 @@ def end_for(missing: list[int]) -> None:
     line = f"error: {lost} of this run ended or was lost: the same command goes on from the newest checkpoint\n"
     os.write(2, line.encode())
     os._exit(LOST)
+
+
+def end_with(process: int, code: int) -> None:
+    """Ends this process at once, as another one has ended, which has said why."""
+    os.write(2, f"error: process {process} ended, and said why\n".encode())
+    os._exit(code)
 
 
 def share(name: str, value: str) -> list[str]:

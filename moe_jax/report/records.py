@@ -16,7 +16,7 @@ from moe_jax.journal.reading import (
     read_summary,
     training_times,
 )
-from moe_jax.tasks.results import DATA, TERMS, flops_per_step, loss_of, required
+from moe_jax.tasks.results import DATA, TERMS, check_values, flops_per_step, loss_of, required
 
 
 class CurvePoint(NamedTuple):
@@ -56,12 +56,17 @@ def read_record(workdir: Path) -> Record:
             f"{workdir} holds no finished run that can be read ({error}): train it to its end, or delete it and train "
             "it again"
         ) from None
-    task = task_of(config) if isinstance(config, dict) else None
+    is_run = isinstance(config, dict) and isinstance(config.get("task", ""), str)
+    task = task_of(config) if is_run else None
     if task not in TERMS or any(field not in config for field in TERMS[task].units):
         raise ValueError(f"{workdir}: config.json is not that of a run of moe_jax: name another directory")
     missing = [name for name in required(task) if name not in summary]
     if missing:
         raise ValueError(f"{workdir}: summary.json lacks {', '.join(missing)}: train the run again")
+    try:
+        check_values(summary)
+    except ValueError as error:
+        raise ValueError(f"{workdir}: summary.json is damaged ({error}): train the run again") from None
     curve = _curve(workdir, lines, flops_per_step(config, summary, task), loss_of(task).metric)
     if curve[-1].step != summary.get("steps", curve[-1].step):
         raise ValueError(
@@ -97,13 +102,14 @@ def _curve(workdir: Path, lines: Sequence[Line], step_flops: int | float, loss: 
     """The evaluations among the lines of metrics.jsonl, those with the metric `loss`. Between two logged steps, time
     passes evenly.
     """
+    unknown = "so the run's time is unknown: leave the run out, or train it again"
     for line in lines:
-        if not line.get(STEP_SECONDS, 1.0) > 0:
-            value = "null" if math.isnan(line[STEP_SECONDS]) else line[STEP_SECONDS]
-            raise ValueError(
-                f"{workdir}: metrics.jsonl has {STEP_SECONDS} {value} at step {line['step']}, so the run's time is "
-                "unknown: leave the run out, or train it again"
-            )
+        took = line.get(STEP_SECONDS, 1.0)
+        if not isinstance(took, int | float) or not took > 0:
+            value = "null" if isinstance(took, float) and math.isnan(took) else took
+            raise ValueError(f"{workdir}: metrics.jsonl has {STEP_SECONDS} {value} at step {line['step']}, {unknown}")
+    if not any(STEP_SECONDS in line for line in lines):
+        raise ValueError(f"{workdir}: metrics.jsonl has no {STEP_SECONDS}, {unknown}")
     steps, seconds = training_times(lines)
     evaluations = [(int(line["step"]), line[loss]) for line in lines if loss in line]
     if not evaluations:

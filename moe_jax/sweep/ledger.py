@@ -68,7 +68,10 @@ class Ledger:
     def _before(self) -> dict[str, Any]:
         path = self.workdir / SWEEP
         try:
-            return dict(json.loads(path.read_text()))
+            before = dict(json.loads(path.read_text()))
+            if not all(isinstance(fields, dict) for fields in before.values()):
+                raise ValueError("a cell has no fields")
+            return before
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path} cannot be read ({error}): put it back, or choose another --workdir") from None
 

@@ -180,6 +180,17 @@ def hparams_metrics(task: str = "text") -> tuple[str, ...]:
     return tuple(result.name for result in results_of(task) if result.is_hparams_metric)
 
 
+def check_values(summary: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming it, for a value in a summary that no run writes: what is one number is one."""
+    for result in RESULTS:
+        value = summary.get(result.name)
+        if value is None or result.by_domain or result.name == DATA:
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or (isinstance(value, int) and abs(value) >= 2**63) or (result.kind == "fixed" and value <= 0):
+            raise ValueError(f"{result.name} is {str(value)[:40]!r}, which no run has written")
+
+
 def flops_per_step(config: Mapping[str, Any], summary: Mapping[str, Any], task: str = "text") -> int | float:
     """Training FLOPs of one step, from the flattened configuration and the summary of a run."""
     terms = TERMS[task]

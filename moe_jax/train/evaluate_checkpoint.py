@@ -13,7 +13,8 @@ from moe_jax.train.setup import set_up
 
 
 def evaluate_checkpoint(run: RunConfig, workdir: Path) -> None:
-    """Evaluates the newest readable checkpoint of `workdir` on all of its held-out data; writes eval.json.
+    """Evaluates the newest readable checkpoint of `workdir` on all of its held-out data; prints the result, and
+    writes eval.json where it can.
 
     The mesh may differ from the one it was trained on. Raises ConfigError where there is no checkpoint of this run.
     """
@@ -29,8 +30,9 @@ def evaluate_checkpoint(run: RunConfig, workdir: Path) -> None:
     step = int(weights.step)
     logging.info("Evaluating step %d on all held-out data", step)
     evaluation = setup.evaluate(setup.compile_eval_step(), weights, batches=0)
-    records.write_json(
-        workdir / "eval.json",
-        {"step": step, **evaluation.as_dict(), **setup.data.baselines(), DATA: setup.data.sha256},
-    )
-    print(setup.data.table(evaluation.scores))
+    print(setup.data.table(evaluation.scores), flush=True)
+    result = {"step": step, **evaluation.as_dict(), **setup.data.baselines(), DATA: setup.data.sha256}
+    try:
+        records.write_json(workdir / "eval.json", result)
+    except OSError as error:  # a directory that is only read, or a full disk
+        logging.warning("%s is not written (%s)", workdir / "eval.json", error.strerror)

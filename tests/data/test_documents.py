@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from moe_jax.data.documents import Document, as_utf8, printable
+from moe_jax.data.documents import Document, as_utf8, domain_name, printable
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,11 @@ def test_what_makes_documents_the_same():
     ids = np.array([1, 2], np.uint16)
     assert Document(b"x", "d", "a").content == Document(b"x", "other", "b").content == b"x"
     assert Document(b"", "d", "a", ids).content == Document(b"", "d", "b", ids.astype(np.int32)).content != b""
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("a/b\nc", "a/b\\nc"), ("\x1b[31m", "\\x1b[31m"), ("all", "all (domain)"), ("é", "é"), ("a\tb", "a\\tb")],
+)
+def test_a_domain_is_one_line_of_a_table(name, shown):
+    assert domain_name(name) == shown

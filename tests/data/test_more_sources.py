@@ -183,7 +183,12 @@ def test_parquet(tmp_path, parquet):
     assert "has no column 'body' of text: set data.text_field to one of text, domain" in refusal(
         f"parquet:{tmp_path}/w.parquet", text_field="body"
     )
-    assert "has no column 'n' of text" in refusal(f"parquet:{tmp_path}/w.parquet", text_field="n")
+    assert "has no column 'n' of text, but one of type int64: set" in refusal(
+        f"parquet:{tmp_path}/w.parquet", text_field="n"
+    )
+    repeated = arrow.table({"text": arrow.array(["a", "b", "a"]).dictionary_encode()})  # as pandas writes categories
+    parquet.write_table(repeated, tmp_path / "d.parquet")
+    assert [text for _, _, text in read(f"parquet:{tmp_path}/d.parquet")] == ["a", "b", "a"]
 
 
 @pytest.mark.parametrize(

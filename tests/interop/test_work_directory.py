@@ -71,7 +71,7 @@ def finetune(folder, pairs, tmp_path):
     return run
 
 
-def test_the_whole_story(folder, finetune, tmp_path):
+def test_the_whole_story(folder, finetune, tmp_path, capsys):
     """A folder is imported, evaluated, fine-tuned by adapters, exported, and computes what was trained."""
     workdir, out = tmp_path / "run", tmp_path / "out"
     import_folder(folder, workdir, {})
@@ -101,6 +101,11 @@ def test_the_whole_story(folder, finetune, tmp_path):
     again = json.loads((tmp_path / "again" / "eval.json").read_text())["loss"]
     evaluate_checkpoint(run, workdir)
     np.testing.assert_allclose(again, json.loads((workdir / "eval.json").read_text())["loss"], rtol=1e-5)
+    (workdir / "eval.json").unlink()
+    (workdir / "eval.json").mkdir()  # it cannot be written: the table is shown all the same
+    capsys.readouterr()
+    evaluate_checkpoint(run, workdir)
+    assert "bits per byte" in capsys.readouterr().out
 
 
 def test_fine_tuning_leaves_experts_and_routers_alone_by_default(folder, finetune, tmp_path):

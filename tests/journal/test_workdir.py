@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -204,6 +205,33 @@ def test_a_lock_that_is_no_file(claimed):
         workdir.own(claimed),
     ):
         pass
+
+
+def test_a_lock_whose_holder_is_unknown_and_a_full_disk(claimed, monkeypatch):
+    for error, expected, said in (
+        (BlockingIOError(), ConfigError, r"another run trains here \(an unknown process\): wait"),
+        (OSError(errno.ENOSPC, "No space left"), MachineError, r"has no room left \(No space left\): make room"),
+    ):
+
+        def locked(path, wait, error=error):
+            raise error
+
+        monkeypatch.setattr(workdir, "locked", locked)
+        with pytest.raises(expected, match=said), workdir.own(claimed):
+            pass
+
+
+def test_a_file_that_finds_no_room_leaves_nothing_and_is_named(tmp_path, monkeypatch):
+    def write_text(path, text):
+        path.write_bytes(text[:3].encode())
+        raise OSError(errno.ENOSPC, "No space left")
+
+    workdir.write_json(tmp_path / "eval.json", {"a": 1})
+    monkeypatch.setattr(type(tmp_path), "write_text", write_text)
+    with pytest.raises(OSError, match=r"eval\.json"):
+        workdir.write_json(tmp_path / "eval.json", {"a": 2})
+    assert json.loads((tmp_path / "eval.json").read_bytes()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [tmp_path / "eval.json"]
 
 
 @pytest.mark.parametrize("change", ["renamed", "deleted", "replaced"])

@@ -4,6 +4,7 @@ import math
 import pytest
 from work_directories import write_metrics, write_run
 
+from moe_jax.journal.workdir import is_finished
 from moe_jax.report.compare import compare, plot, reaches, table
 from moe_jax.report.records import CurvePoint, read_record
 from moe_jax.tasks import results
@@ -18,6 +19,36 @@ def test_a_record_adds_up_steps_seconds_and_flops(tmp_path):
     record = read_record(write_run(tmp_path / "run", [3.0, 2.0], speed=50.0))
     assert record.curve == [CurvePoint(10, 2.0, 700.0, 3.0), CurvePoint(20, 4.0, 1400.0, 2.0)]
     assert record.step_seconds == 0.2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("eval_loss", "x"), ("eval_bits_per_byte", [1]), ("tokens_per_second", 10**400), ("flops_per_token", {}),
+        ("flops_per_token", 0), ("dropped_fraction", True),
+    ],
+)  # fmt: skip
+def test_a_summary_that_no_run_has_written_is_named(tmp_path, name, value):
+    workdir = write_run(tmp_path / "run", [3.0], **{name: value})
+    with pytest.raises(ValueError, match=rf"run: summary.json is damaged \({name} is .*\): train the run again"):
+        read_record(workdir)
+    assert not is_finished(workdir, 10)
+
+
+def test_times_that_are_unknown(tmp_path):
+    workdir = write_run(tmp_path / "run", [3.0])
+    for lines, what in (
+        ([{"step": 10, "eval/loss": 3.0}], "no train/step_seconds"),
+        ([{"step": 10, "train/step_seconds": [1.0], "eval/loss": 3.0}], r"train/step_seconds \[1.0\] at step 10"),
+    ):
+        write_metrics(workdir, lines)
+        with pytest.raises(ValueError, match=rf"has {what}, so the run's time is unknown"):
+            read_record(workdir)
+
+
+def test_a_task_that_is_no_name(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json is not that of a run of moe_jax"):
+        read_record(write_run(tmp_path / "run", [3.0], config={"task": [1]}))
 
 
 def test_time_passes_evenly_between_two_logged_steps(tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe_jax.config.rules import ConfigError
-from moe_jax.data.documents import Document, as_utf8, printable
+from moe_jax.data.documents import Document, as_utf8, domain_name
 from moe_jax.data.sources.files import Files
 from moe_jax.data.sources.source import library
 
@@ -30,7 +30,7 @@ class ArrayRecord:
                 length = len(records)
             except Exception as error:  # the reader raises RuntimeError, ValueError and others of its own
                 raise self._damaged(path, error) from None
-            domain = printable(Path(path).stem)
+            domain = domain_name(Path(path).stem)
             for i in range(length):
                 try:
                     text = as_utf8(records[i])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.config.rules import ConfigError
-from moe_jax.data.documents import Document, printable
+from moe_jax.data.documents import Document, domain_name
 from moe_jax.data.sources.compression import SUFFIXES, broken, decompressed
 from moe_jax.data.sources.files import Files
 from moe_jax.data.sources.source import reading
@@ -41,7 +41,7 @@ class JsonLines:
                 # JSON can spell lone surrogates, which UTF-8 cannot: they become "?".
                 text = record[self.text_field].encode(errors="replace")
                 prompt = record[self.prompt_field].encode(errors="replace") if self.prompt_field else b""
-                domain = printable(str(record.get("domain") or plain.stem))
+                domain = domain_name(str(record.get("domain") or plain.stem))
                 yield Document(text, domain, f"{name}:{number}", prompt=prompt) if text else None
 
     def sha256(self) -> str:

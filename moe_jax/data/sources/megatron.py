@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_jax.config.rules import ConfigError
-from moe_jax.data.documents import Document, printable
+from moe_jax.data.documents import Document, domain_name
 from moe_jax.data.sources.files import Files
 from moe_jax.data.sources.ids import check_ids
 from moe_jax.data.sources.source import reading
@@ -51,7 +51,7 @@ class Megatron:
         for index in self._indices():
             pair = self._open(index)
             path = str(Path(index).with_suffix(".bin"))
-            name, domain = Path(index).stem, printable(Path(index).stem)
+            name, domain = Path(index).stem, domain_name(Path(index).stem)
             with reading(self.spec, path), open(path, "rb") as file:
                 for d, (first, last) in enumerate(itertools.pairwise(pair.documents.tolist())):
                     ids = self._ids(file, path, pair, first, last)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_jax.config.rules import ConfigError
-from moe_jax.data.documents import Document, printable
+from moe_jax.data.documents import Document, domain_name
 from moe_jax.data.sources.files import Files
 from moe_jax.data.sources.source import library, reading
 
@@ -34,13 +34,13 @@ class Parquet:
     def read(self) -> Iterator[Document | None]:
         """Reads the rows, a few hundred at a time."""
         for path, name in Files(self.spec, self.pattern).paths():
-            stem, number = printable(Path(path).stem), 0
+            stem, number = domain_name(Path(path).stem), 0
             for rows in self._rows(path):
                 for row in rows:
                     number += 1
                     text = (row[self.text_field] or "").encode(errors="replace")
                     prompt = ((row[self.prompt_field] if self.prompt_field else "") or "").encode(errors="replace")
-                    domain = printable(str(row.get("domain") or stem))
+                    domain = domain_name(str(row.get("domain") or stem))
                     yield Document(text, domain, f"{name}:{number}", prompt=prompt) if text else None
 
     def sha256(self) -> str:
@@ -71,10 +71,17 @@ class Parquet:
             types = {field.name: str(field.type) for field in file.schema_arrow}
             fields = {"data.text_field": self.text_field, "data.prompt_field": self.prompt_field}
             for field, column in fields.items():
-                if column and types.get(column) not in TEXT_TYPES:
+                if column and not _is_text(types.get(column, "")):
+                    kind = f", but one of type {types[column]}" if column in types else ""
+                    texts = ", ".join(name for name in types if _is_text(types[name]))
                     raise ConfigError(
-                        f"data.source={self.spec!r}: {path!r} has no column {column!r} of text: set {field} to one of "
-                        f"{', '.join(n for n in types if types[n] in TEXT_TYPES) or 'its own'}"
+                        f"data.source={self.spec!r}: {path!r} has no column {column!r} of text{kind}: "
+                        + (f"set {field} to one of {texts}" if texts else "it has none at all, name another file")
                     )
             wanted = [name for name in fields.values() if name] + (["domain"] if "domain" in types else [])
             yield from file.iter_batches(batch_size=ROWS, columns=wanted, use_threads=False)
+
+
+def _is_text(kind: str) -> bool:
+    """Whether a column of that Arrow type holds strings, in a dictionary or not."""
+    return kind in TEXT_TYPES or kind.startswith(tuple(f"dictionary<values={text}," for text in TEXT_TYPES))

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from moe_jax.data.documents import Document, as_utf8, printable
+from moe_jax.data.documents import Document, as_utf8, domain_name
 from moe_jax.data.sources.archives import archive_members, archive_stem
 from moe_jax.data.sources.files import Files, read_file
 
@@ -59,4 +59,4 @@ class TextFiles:
 
 def _domain(name: str, flat: str) -> str:
     parts = PurePosixPath(name).parts
-    return printable(parts[0] if len(parts) > 1 else flat)
+    return domain_name(parts[0] if len(parts) > 1 else flat)

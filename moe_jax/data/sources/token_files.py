@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_jax.config.rules import ConfigError
-from moe_jax.data.documents import Document, printable
+from moe_jax.data.documents import Document, domain_name
 from moe_jax.data.sources.files import Files
 from moe_jax.data.sources.ids import documents_of
 from moe_jax.data.sources.source import reading
@@ -38,7 +38,7 @@ class TokenFiles:
     def read(self) -> Iterator[Document | None]:
         """Reads the files, a million ids at a time."""
         for path, name in Files(self.spec, self.pattern).paths():
-            domain = printable(Path(path).stem)
+            domain = domain_name(Path(path).stem)
             yield from documents_of(self.spec, path, name, domain, self._blocks(path), self.tokenizer)
 
     def sha256(self) -> str:
