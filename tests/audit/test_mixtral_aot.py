@@ -19,10 +19,13 @@ pytestmark = pytest.mark.aot
 CONFIG = Path(__file__).parents[2] / "configs" / "mixtral_8x7b.py"
 
 
-@pytest.mark.parametrize(("remat", "gigabytes", "peak"), [("save_exchange", 50, 23), ("full", 53, 17)])
-def test_mixtral_on_64_chips(remat, gigabytes, peak):
+@pytest.mark.parametrize(
+    ("remat", "chunks", "gigabytes", "exposed", "peak"),
+    [("save_exchange", 1, 50, 10, 23), ("save_exchange", 2, 50, 4.5, 23), ("full", 1, 53, 20, 17)],
+)
+def test_mixtral_on_64_chips(remat, chunks, gigabytes, exposed, peak):
     config = runpy.run_path(str(CONFIG))["get_config"]()
-    config.update_from_flattened_dict({"data.batch_size": 64, "model.remat": remat})
+    config.update_from_flattened_dict({"data.batch_size": 64, "model.remat": remat, "moe.exchange_chunks": chunks})
     there = devices("v5p:4x4x4")
     run = resolve(config, len(there))
     mesh = make_mesh(run.mesh, there)
@@ -30,9 +33,12 @@ def test_mixtral_on_64_chips(remat, gigabytes, peak):
     print(table(result))
     assert result["violations"] == []
     assert result["bytes_sent"] <= gigabytes * 1e9
+    assert result["exposed_bytes"] <= exposed * 1e9
     assert result["peak_memory_bytes"] <= peak * 1e9
     exchanged = [row for row in result["collectives"] if row["kind"] == "all-to-all"]
     assert all(row["asynchronous"] for row in exchanged)
+    if chunks == 2:  # one half travels while the experts work on the other
+        assert all(row["hidden"] == row["count"] for row in exchanged)
     summed = [row for row in result["collectives"] if row["kind"] == "all-reduce"]
     assert sum(row["bytes"] for row in summed) < 5e6
     assert "The collective contract holds." in table(result)
