@@ -170,6 +170,9 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
     _join_others()
     try:
         return script()
+    except (ValueError, MachineError, OSError, MemoryError) as error:
+        tell_others(BAD_INPUT if isinstance(error, ValueError) else MACHINE)
+        raise
     finally:
         leave()
 
@@ -255,8 +258,6 @@ def _guarded(call: Callable):
 
 
 def _end(line: str, code: int) -> NoReturn:
-    if code in (BAD_INPUT, MACHINE):
-        tell_others(code)
     logging.debug("Where it comes from (--verbosity=1):", exc_info=True)
     with contextlib.suppress(OSError):  # nobody may be listening
         print(" ".join(line.split()), file=sys.stderr)

@@ -26,7 +26,7 @@ WATCH_SECONDS = 1.0
 ENDED = "moe_jax/ended"  # key of what a process said before it ended early
 LEAVE_SECONDS = 10
 
-_leaving = threading.Event()
+_leaving, _told = threading.Event(), threading.Event()
 
 
 class Cluster(NamedTuple):
@@ -91,6 +91,7 @@ def tell_others(code: int) -> None:
     if (client := _client()) is not None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             client.key_value_set(ENDED, f"{jax.process_index()} {code}", allow_overwrite=True)
+            _told.set()
 
 
 def leave() -> None:
@@ -102,14 +103,16 @@ def leave() -> None:
         return
     _leaving.set()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        client.wait_at_barrier("moe_jax/end", 1000 * LEAVE_SECONDS)
-        if jax.process_index() == 0:
+        if not _told.is_set():
+            client.wait_at_barrier("moe_jax/end", 1000 * LEAVE_SECONDS)
+        if _told.is_set() or jax.process_index() == 0:
             _wait_for_the_last(client)
     with contextlib.suppress(jax.errors.JaxRuntimeError, RuntimeError):
         jax.distributed.shutdown()
 
 
 def _wait_for_the_last(client: Any) -> None:
+    """Until the others are gone. Who asks for live nodes waits for all others to ask, so it has to be asked anew."""
     until = time.monotonic() + LEAVE_SECONDS
     while time.monotonic() < until and len(client.get_live_nodes(list(range(jax.process_count())))) > 1:
         time.sleep(0.05)
@@ -148,18 +151,21 @@ def _client() -> Any:
 
 def _watch(num_processes: int, lost_seconds: int) -> None:
     """Ends this process, in one line, when another one is lost: its collectives would wait forever."""
-    everyone, seen = list(range(num_processes)), 0.0
+    everyone = list(range(num_processes))
+    told, since = None, 0.0  # what a process said that has ended, and when it was heard
     while (client := _client()) is not None and not _leaving.is_set():
         try:
             missing = sorted(set(everyone) - set(client.get_live_nodes(everyone)))
         except jax.errors.JaxRuntimeError:
             missing = [0]  # the coordinator does not answer
-        if (ended := _try_get(client, ENDED)) is not None and not _leaving.is_set():
-            seen = seen or time.monotonic()
-            if time.monotonic() - seen > LEAVE_SECONDS / 2:  # most know by themselves, as of differing configs
-                end_with(*map(int, ended.split()))
-            missing = []
-        if missing and not _leaving.is_set():
+        if told is None and (told := _try_get(client, ENDED)) is not None:
+            since = time.monotonic()
+        if _leaving.is_set():
+            return
+        # Most know by themselves what is wrong, as where configs differ, and need some time to say it.
+        if told is not None and (missing or time.monotonic() - since > LEAVE_SECONDS / 2):
+            end_with(*map(int, told.split()))
+        if missing:
             end_for(missing)
         time.sleep(WATCH_SECONDS)
 

@@ -15,6 +15,7 @@ import pytest
 
 from moe_jax.config import MeshConfig
 from moe_jax.config.rules import ConfigError
+from moe_jax.files.lock import locked
 from moe_jax.parallel import supervisor
 from moe_jax.parallel.batch import Part, part_of
 from moe_jax.parallel.launch import launch
@@ -114,8 +115,8 @@ def test_a_lost_process_ends_the_other_and_the_run_resumes(config, one_process, 
     assert time.monotonic() - killed < LOST_SECONDS + 25  # on a busy machine
     assert first.returncode == 128 + signal.SIGKILL
     last = [line for line in said.splitlines() if line.startswith("[0]")][-1]
-    lost = "error: process 1 of this run ended or was lost: the same command goes on from the newest checkpoint"
-    assert last == f"[0] {lost}"
+    lost = r"process 1 of this run ended or was lost:|the other processes of this run cannot be reached \(.*\): if .*,"
+    assert re.fullmatch(rf"\[0\] error: ({lost}) the same command goes on from the newest checkpoint", last)
     assert "Traceback" not in said and "coordination" not in said
 
     second = together(script("train", config, workdir))
@@ -130,6 +131,18 @@ def test_a_lost_process_ends_the_other_and_the_run_resumes(config, one_process, 
     alone(script("evaluate", config, workdir))
     read = lambda name: json.loads((workdir / name).read_text())
     assert read("eval.json")["loss"] == pytest.approx(read("summary.json")["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_what_the_first_is_refused_ends_the_other_too(config, tmp_path):
+    """Its directory belongs to another run: both end as bad input, and nobody is said to be lost."""
+    with locked(tmp_path / "train.lock", wait=False):
+        run = together(script("train", config, tmp_path))
+        _, said = run.communicate(timeout=200)
+    assert run.returncode == 2, said
+    assert re.search(r"\[0\] error: --workdir=.*: another run trains here \(process", said)
+    assert re.search(r"\[1\] error: process 0 ended, and said why", said)
+    assert "lost" not in said and "Traceback" not in said
 
 
 @pytest.mark.slow
