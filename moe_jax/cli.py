@@ -180,7 +180,14 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
 def _join_others() -> None:
     """Makes this process one of several, where its flags say so."""
     given = flags.FLAGS
-    if "coordinator" not in given or not (given.coordinator or given.distributed):
+    if "coordinator" not in given:
+        return
+    if not (given.coordinator or given.distributed):
+        if given.num_processes > 1 or given.process_id > 0:
+            raise ConfigError(
+                f"--num_processes={given.num_processes} and --process_id={given.process_id} without --coordinator: "
+                "give host:port of process 0 too"
+            )
         return
     cluster = Cluster(
         coordinator=given.coordinator,

@@ -210,15 +210,18 @@ def check_alike(facts: Mapping[str, Any]) -> None:
 class Agreement:
     """On the step after which all processes stop, when one of them has received a signal.
 
-    Who hears of a signal says at which step it is. All go on to the furthest of these steps, which nobody has passed,
-    since nobody goes on before all have spoken.
+    Who hears of a signal says at which step, and trains on: whoever waited there would keep the others from ending a
+    step that needs all of them. Once all have spoken, all stop `AHEAD` steps after the furthest of these. Nobody is
+    past that when the last one speaks, since every step sums over all processes and few are under way at a time.
     """
 
     ASK_SECONDS = 0.2
+    AHEAD = 8  # steps
 
     def __init__(self, last_step: int):
         self._last_step = last_step  # of the run: who has done it has finished, whatever was signalled
         self._asked = 0.0
+        self._heard: int | None = None
         self._stop_at: int | None = None  # agreed on
         self.signal: int | None = None  # that all stop for
 
@@ -233,18 +236,23 @@ class Agreement:
 
     def _listen(self, step: int, signal: int | None) -> None:
         client, now = _client(), time.monotonic()
-        if signal is not None:
-            client.key_value_set("moe_jax/signal", str(signal), allow_overwrite=True)
-        elif now - self._asked < self.ASK_SECONDS and step < self._last_step:
+        if self._heard is None:
+            if signal is not None:
+                client.key_value_set("moe_jax/signal", str(signal), allow_overwrite=True)
+            elif now - self._asked < self.ASK_SECONDS:
+                return
+            self._asked = now
+            heard = _try_get(client, "moe_jax/signal")
+            if heard is None:
+                return
+            self._heard = int(heard)
+            client.key_value_set(f"moe_jax/stop/{jax.process_index()}", str(step))
+        steps = [_try_get(client, f"moe_jax/stop/{i}") for i in range(jax.process_count())]
+        if None in steps:
             return
-        self._asked = now
-        heard = signal or _try_get(client, "moe_jax/signal")
-        if heard is None and step < self._last_step:
-            return
-        steps = [int(one) for one in share("stop", str(step))]
-        self._stop_at = max(steps)
-        if heard is not None and self._stop_at < self._last_step:
-            self.signal = int(heard)
+        self._stop_at = max(int(one) for one in steps if one is not None) + self.AHEAD
+        if self._stop_at < self._last_step:
+            self.signal = self._heard
 
 
 def _try_get(client: Any, name: str) -> str | None:

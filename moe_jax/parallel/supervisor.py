@@ -23,7 +23,7 @@ NOISE = re.compile(rb"^[EFIW]\d{4} .*(coordination|distributed|client\.h|pjrt|re
 COORDINATOR_GONE = (
     "process 0, which coordinates the others, ended or was lost: the same command goes on from the newest checkpoint"
 )
-BEGINNING = re.compile(rb"^([EFIW]\d{4} |error: |\[|\S+\.py)")
+BEGINNING = re.compile(rb"^([EFIW]\d{4} |error: |\[|\S+\.py|Traceback )")
 
 
 def fork_worker(not_joined: str) -> Callable[[], object]:
