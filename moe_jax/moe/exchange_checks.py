@@ -1,5 +1,6 @@
 """What a layer can use of the fields of `moe` that say how tokens cross the mesh."""
 
+import math
 from fractions import Fraction
 
 from moe_jax.config.rules import ConfigError
@@ -106,8 +107,9 @@ def check_bound(moe: MoEConfig, run: RunConfig) -> None:
     balanced = balanced_rows(moe, devices, tokens)
     rows = Fraction(str(moe.exchange_bound)) * balanced
     if rows < 1:
+        least = math.ceil(1000 / balanced) / 1000
         raise ConfigError(
             f"moe.exchange_bound={moe.exchange_bound} leaves {float(rows):.3g} rows from one device to another, where "
-            f"balanced routing sends {float(balanced):.3g}: raise it to {float(1 / balanced):.3g} or more, or give a "
+            f"balanced routing sends {float(balanced):.3g}: raise it to {least} or more, or give a "
             "device more tokens"
         )
