@@ -22,7 +22,6 @@ from ml_collections import config_flags
 
 from moe_jax.config.rules import ConfigError, DivergedError, MachineError, directory
 from moe_jax.config.schema import RunConfig, flatten
-from moe_jax.journal.workdir import FULL
 from moe_jax.parallel.processes import (
     COORDINATOR,
     NUM_PROCESSES,
@@ -33,6 +32,7 @@ from moe_jax.parallel.processes import (
     leave,
     nobody_came,
     tell_others,
+    wait_for_the_watch,
 )
 from moe_jax.parallel.supervisor import fork_worker
 from moe_jax.resolve import check_field, resolve
@@ -173,6 +173,12 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
     except (ValueError, MachineError, OSError, MemoryError) as error:
         tell_others(BAD_INPUT if isinstance(error, ValueError) else MACHINE)
         raise
+    except jax.errors.JaxRuntimeError as error:
+        if OUT_OF_MEMORY in str(error):
+            tell_others(MACHINE)
+        elif _is_of_machine(error):
+            wait_for_the_watch(flags.FLAGS.lost_seconds)  # it knows who is lost
+        raise
     finally:
         leave()
 
@@ -290,7 +296,7 @@ def _of_machine(error: BaseException) -> str:
         )
     if isinstance(error, MemoryError):
         return "this machine is out of memory: free some, or lower data.batch_size"
-    if isinstance(error, OSError) and error.errno in FULL:
+    if isinstance(error, OSError) and error.errno in limits.FULL:
         return f"no room is left for {error.filename or 'what is written'} ({error.strerror}): make room, and repeat"
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename is not None else ""

@@ -32,6 +32,10 @@ BAD = {  # arguments of experiments/train.py, and what the one line says
     "impossible value": ([CONFIG, "--config.moe.capacity_factor=nan"], "moe.capacity_factor=nan is not finite: give"),
     "too many steps": ([CONFIG, "--config.train.steps=99999999999"], "train.steps=99999999999 does not fit into 32 bi"),
     "missing file": (["--config=configs/missing.py"], "configs/missing.py cannot be read (No such file or directory)"),
+    "processes without a coordinator": (
+        [CONFIG, "--num_processes=2", "--process_id=1"],
+        "--num_processes=2 and --process_id=1 without --coordinator: give host:port of process 0 too",
+    ),
     "no field of text": ([CONFIG, "--config.data.text_field="], "data.text_field='' names no field: give the one"),
     "more layers than a list holds": (
         [CONFIG, f"--config.model.num_layers={10**10}"],

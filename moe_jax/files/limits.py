@@ -1,7 +1,9 @@
 """Limits that the system sets to a process."""
 
+import errno
 import resource
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # error numbers of a disk without room, and of a quota that is used up
 FEWEST_FILES, ENOUGH_FILES = 256, 4096  # that may be open at the same time
 
 

@@ -17,14 +17,12 @@ def quiet_interrupts() -> None:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is at the bottom of it: libraries turn it into an ImportError while they are imported."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, KeyboardInterrupt) or "KeyboardInterrupt" in str(error):
+    """Whether it is Ctrl-C, or the ImportError that libraries make of it while they are imported."""
+    while isinstance(error, ImportError):
+        if "KeyboardInterrupt" in str(error):
             return True
-        seen.add(id(error))
         error = error.__cause__ or error.__context__
-    return False
+    return isinstance(error, KeyboardInterrupt)
 
 
 def prepare() -> None:

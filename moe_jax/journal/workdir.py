@@ -1,7 +1,6 @@
 """A work directory belongs to one run: its configuration is written at the first start and compared at every other."""
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from typing import Any
 
 from moe_jax.config.rules import ConfigError, MachineError
 from moe_jax.config.schema import RunConfig, architecture, flatten, identity
+from moe_jax.files.limits import FULL
 from moe_jax.files.lock import locked
 from moe_jax.journal.reading import CONFIG, FORMAT_FIELD, METRICS, SUMMARY, read_config, read_summary
 from moe_jax.tasks.results import DATA, check_values
@@ -18,7 +18,6 @@ from moe_jax.tasks.results import DATA, check_values
 LOCK = "train.lock"
 FOLDERS = ("checkpoints", "tensorboard", "tensorboard/hparams")  # that every run writes to
 ORIGIN = "origin"  # in config.json and summary.json: where the weights came from that a run began with
-FULL = (errno.ENOSPC, errno.EDQUOT)
 FORMAT = 2  # to be raised whenever checkpoints get other names; a config.json that has none is of format 1
 
 

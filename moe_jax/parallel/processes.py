@@ -75,7 +75,7 @@ def join(cluster: Cluster) -> None:
             f"--distributed=True: the environment does not say which processes there are ({error}): give "
             "--coordinator, --num_processes and --process_id"
         ) from None
-    threading.Thread(target=_watch, args=(jax.process_count(), cluster.lost_seconds), daemon=True).start()
+    threading.Thread(target=_watch, args=(jax.process_count(),), daemon=True).start()
     logging.info("Process %d of %d", jax.process_index(), jax.process_count())
     if jax.process_index():
         logging.set_verbosity(logging.WARNING)  # the first speaks for all
@@ -87,11 +87,18 @@ def is_one_of_several() -> bool:
 
 
 def tell_others(code: int) -> None:
-    """Says, before this process ends early, with what exit code: the others end with it too, and say nothing more."""
+    """Says, before this process ends early, with what exit code: the others end with it too."""
     if (client := _client()) is not None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             client.key_value_set(ENDED, f"{jax.process_index()} {code}", allow_overwrite=True)
             _told.set()
+
+
+def wait_for_the_watch(lost_seconds: float) -> None:
+    """Where the others cannot be reached: until the watch has found who is lost, and ended this process, or for as long
+    as a process may give no sign of life.
+    """
+    time.sleep(lost_seconds + 2 * WATCH_SECONDS)
 
 
 def leave() -> None:
@@ -131,7 +138,7 @@ def _check(cluster: Cluster) -> None:
             f"{cluster.num_processes - 1}"
         )
     host, _, port = cluster.coordinator.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ConfigError(f"--coordinator={cluster.coordinator} is no host:port: give that of process 0")
 
 
@@ -149,7 +156,7 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def _watch(num_processes: int, lost_seconds: int) -> None:
+def _watch(num_processes: int) -> None:
     """Ends this process, in one line, when another one is lost: its collectives would wait forever."""
     everyone = list(range(num_processes))
     told, since = None, 0.0  # what a process said that has ended, and when it was heard
@@ -180,7 +187,7 @@ def end_for(missing: list[int]) -> None:
 
 def end_with(process: int, code: int) -> None:
     """Ends this process at once, as another one has ended, which has said why."""
-    os.write(2, f"error: process {process} ended, and said why\n".encode())
+    os.write(2, f"error: process {process} ended, and said why: see its line\n".encode())
     os._exit(code)
 
 

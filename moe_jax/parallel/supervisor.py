@@ -18,8 +18,10 @@ from types import FrameType
 from moe_jax.parallel.processes import LOST
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-# What XLA logs of other processes that end, and of gloo's connections; absl's lines begin with a level and a date.
-NOISE = re.compile(rb"^[EFIW]\d{4} .*(coordination|distributed|client\.h|pjrt|recoverable)|^\[Gloo\]")
+# What XLA logs of other processes that end, and of gloo's connections; absl's lines have a level, a date and a file.
+NOISE = re.compile(
+    rb"^[EFIW]\d{4} (?=.*(coordination|distributed|client\.h|pjrt|recoverable))\S+ +\d+ \S+\.(cc|h):\d+\]|^\[Gloo\]"
+)
 COORDINATOR_GONE = (
     "process 0, which coordinates the others, ended or was lost: the same command goes on from the newest checkpoint"
 )

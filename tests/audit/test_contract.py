@@ -140,6 +140,14 @@ def test_every_way_across_the_mesh_keeps_the_contract(way, remat):
         for c in found:
             counts.update({c.shapes[0]: c.count} if "all-to-all" in c.kind else {})
         assert counts == shapes
+        if way == "all_gather":  # XLA for GPU packs gathers into one
+            alike = [c for c in found if c.kind == "all-gather" and c.axes == ("expert",) and c.count == 2]
+            shapes_of_all = tuple(shape for c in alike for shape in c.shapes)
+            joined = dataclasses.replace(alike[0], shapes=shapes_of_all, bytes=sum(c.bytes for c in alike))
+            assert len(alike) > 1
+            assert violations([*(c for c in found if c not in alike), joined], run, on) == []
+            twice = dataclasses.replace(joined, count=4)
+            assert violations([*(c for c in found if c not in alike), twice], run, on)
         if way == "nodes":
             assert {c.axes for c in found if c.kind == "all-to-all"} == {("expert:nodes",), ("expert:inside",)}
 

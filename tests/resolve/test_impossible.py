@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from configurations import BY_LAYER, EXPERT_CHOICE, MOE, SOFT, refusal
+from configurations import BY_LAYER, EXPERT_CHOICE, MOE, SOFT, refusal, run_of
 
 
 def mesh(**sizes):
@@ -354,6 +354,20 @@ IMPOSSIBLE = [  # fields, and how the line begins ("..." stands for anything); o
     ),
     (mesh(data=3, fsdp=-1), "mesh.fsdp=-1: the other axes take 3 devices, ... make their product a divisor of 8"),
 ]
+
+
+def test_the_bound_that_is_asked_for_is_enough():
+    """12 rows are balanced: 24 tokens of two choices, to four devices."""
+    fields = {
+        **MOE, "moe.router": "top_k", "moe.num_experts": 4, "moe.top_k": 2, "moe.dispatcher": "dropless",
+        "moe.exchange": "all_to_all", "moe.group_size": 24, "data.sequence_length": 24, "data.batch_size": 4,
+        "mesh.expert": 4, "train.accumulate": 1,
+    }  # fmt: skip
+    for bound in (0.05, 0.083):
+        message = refusal({**fields, "moe.exchange_bound": bound}, 4)
+        assert f"moe.exchange_bound={bound} leaves" in message
+        assert "where balanced routing sends 12: raise it to 0.084 or more" in message
+    assert run_of({**fields, "moe.exchange_bound": 0.084}, 4).moe.exchange_bound == 0.084
 
 
 @pytest.mark.parametrize(("fields", "line"), IMPOSSIBLE, ids=lambda value: str(value)[:60])
