@@ -146,7 +146,7 @@ def test_every_way_across_the_mesh_keeps_the_contract(way, remat):
             joined = dataclasses.replace(alike[0], shapes=shapes_of_all, bytes=sum(c.bytes for c in alike))
             assert len(alike) > 1
             assert violations([*(c for c in found if c not in alike), joined], run, on) == []
-            twice = dataclasses.replace(joined, count=4)
+            twice = dataclasses.replace(joined, count=4.0)
             assert violations([*(c for c in found if c not in alike), twice], run, on)
         if way == "nodes":
             assert {c.axes for c in found if c.kind == "all-to-all"} == {("expert:nodes",), ("expert:inside",)}
