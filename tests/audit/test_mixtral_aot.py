@@ -21,7 +21,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "mixtral_8x7b.py"
 
 @pytest.mark.parametrize(
     ("remat", "chunks", "gigabytes", "exposed", "peak"),
-    [("save_exchange", 1, 50, 10, 23), ("save_exchange", 2, 50, 4.5, 23), ("full", 1, 53, 20, 17)],
+    [("save_exchange", 1, 50, 10, 23), ("save_exchange", 2, 50, 4.5, 23), ("full", 1, 53, 12.5, 17)],
 )
 def test_mixtral_on_64_chips(remat, chunks, gigabytes, exposed, peak):
     config = runpy.run_path(str(CONFIG))["get_config"]()
