@@ -11,10 +11,10 @@ from absl import flags
 from moe_jax import cli
 from moe_jax.parallel.launch import launch
 
-PROCESSES = flags.DEFINE_integer("processes", None, "How many.", required=True, lower_bound=1)
+PROCESSES = flags.DEFINE_integer("processes", 0, "How many.", lower_bound=0)
 DEVICES = flags.DEFINE_integer("devices_per_process", 0, "CPU devices of each; 0: those that it has.", lower_bound=0)
 
 if __name__ == "__main__":
-    command = sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else []
-    sys.argv = sys.argv[: sys.argv.index("--")] if "--" in sys.argv else sys.argv
-    cli.main(lambda: launch(command, PROCESSES.value, DEVICES.value))
+    end = sys.argv.index("--") if "--" in sys.argv else 1  # what stands without a -- is no flag of this script
+    script, sys.argv = sys.argv[end + 1 :] if "--" in sys.argv else [], sys.argv[:end]
+    cli.main(lambda: launch(script, PROCESSES.value, DEVICES.value))

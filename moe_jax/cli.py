@@ -68,7 +68,7 @@ def define_process_flags() -> None:
 
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
-    return int(text) if text.lstrip("-").isdecimal() else default
+    return int(text) if text.isdecimal() else default  # `_join_others` refuses what is none
 
 
 def define_workdir_flag() -> None:
@@ -188,6 +188,9 @@ def _join_others() -> None:
     given = flags.FLAGS
     if "coordinator" not in given:
         return
+    for name in (NUM_PROCESSES, PROCESS_ID):
+        if not (text := os.environ.get(name, "0")).isdecimal():
+            raise ConfigError(f"{name}={text} in the environment is no whole number: give one, or leave it out")
     if not (given.coordinator or given.distributed):
         if given.num_processes > 1 or given.process_id > 0:
             raise ConfigError(
@@ -241,12 +244,21 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _with_remedy(line: str) -> str:
-    """What absl says of a value that does not parse, as what to give instead where it is that of a field."""
-    match = re.match(r"flag --config\.(?P<field>[\w.]+)=(?P<value>.*?): ", line)
-    default = flatten(RunConfig()).get(match["field"]) if match else None
-    if match is None or type(default) not in VALUES:
+    """What absl says of a flag that does not parse, as what to give instead."""
+    if (unknown := re.match(r"Unknown command line flag '(.*?)'(?:\. Did you mean: (\S+) \?)?", line)) is not None:
+        known = f", or perhaps --{unknown[2]}" if unknown[2] else ""
+        return f"--{unknown[1]} is no flag of this script: leave it out{known} (--help lists all)"
+    match = re.match(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): ", line)
+    if match is None:
         return line
-    return f"--config.{match['field']}={match['value']} is no {VALUES[type(default)]}"
+    name, value = match["name"], match["value"]
+    if "must have a value" in line:
+        return f"--{name} is missing: give it ({flags.FLAGS[name].help})"
+    if name.startswith("config."):
+        default = flatten(RunConfig()).get(name.removeprefix("config."))
+        return f"--{name}={value} is no {VALUES[type(default)]}" if type(default) in VALUES else line
+    flag = flags.FLAGS[name]
+    return f"--{name}={value}: give {flag.parser.syntactic_help or 'true or false'} ({flag.help})"
 
 
 def _guarded(call: Callable):

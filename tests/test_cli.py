@@ -42,7 +42,10 @@ BAD = {  # arguments of experiments/train.py, and what the one line says
         "model.num_layers=10000000000 is more than 10000: lower it",
     ),
     "folder as file": (["--config=configs", "--config.seed=1"], "--config=configs cannot be read"),
-    "missing flag": ([], "--config"),
+    "missing flag": ([], "--config is missing: give it (Config file, for instance configs/quickstart.py.)"),
+    "unknown flag": ([CONFIG, "--seed=1"], "--seed is no flag of this script: leave it out"),
+    "a flag's value": ([CONFIG, "--lost_seconds=x"], "--lost_seconds=x: give a positive integer (Without a sign"),
+    "no truth value": ([CONFIG, "--distributed=maybe"], "--distributed=maybe: give true or false (One of several"),
     "stray argument": ([CONFIG, "train.steps=5"], "'train.steps=5' is not a flag: write --flag=value"),
 }
 WORKDIRS = {

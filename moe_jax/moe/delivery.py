@@ -82,7 +82,7 @@ def deliver(
     device = jnp.minimum(beside.address // level.addresses, level.devices)
     parcels, route = _pack(device, level)
     there = _beside_rows(beside, parcels, level)
-    rows = permute(x.astype(wire), parcels.token_in_row(), parcels.rows_of_token())
+    rows = permute(x, parcels.token_in_row(), parcels.rows_of_token()).astype(wire)
     rows = checkpoint_name(route.there(rows), DISPATCHED).astype(x.dtype)
     there = jax.tree.map(lambda table: checkpoint_name(route.there(table), DISPATCHED), there)
     if isinstance(route, Ragged):  # what is behind the last row arrives as zeros

@@ -27,6 +27,8 @@ def launch(command: Sequence[str], processes: int, devices: int = 0) -> int:
     """
     if not command:
         raise ConfigError("no script: write it behind --, as in `-- experiments/train.py --config=... --workdir=...`")
+    if processes < 1:
+        raise ConfigError(f"--processes={processes}: give how many are to run, as in --processes=2")
     coordinator = f"localhost:{_free_port()}"
     started = [_start(command, coordinator, processes, number, devices) for number in range(processes)]
 

@@ -8,6 +8,7 @@ that service into one line.
 import contextlib
 import json
 import os
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID = ("MOE_JAX_COORDINATOR", "MOE_JAX_NUM_PR
 LOST = 3  # exit code of a process that has lost another one: the machine's fault
 WATCH_SECONDS = 1.0
 ENDED = "moe_jax/ended"  # key of what a process said before it ended early
+DONE = "moe_jax/done"  # keys of the processes that have ended in order
 LEAVE_SECONDS = 10
 
 _leaving, _told = threading.Event(), threading.Event()
@@ -45,9 +47,11 @@ def join(cluster: Cluster) -> None:
     """Starts JAX as one of several processes, before anything else uses it, and watches the others from here on.
 
     Raises ConfigError for numbers that do not fit, and MachineError, in one line, where the coordinator or a process
-    does not come in time.
+    does not come in time, or where this is process 0 and its port is taken.
     """
     _check(cluster)
+    if cluster.coordinator and cluster.process_id == 0:
+        _check_port(cluster.coordinator)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours: see `Agreement`
     jax.config.update(
@@ -102,8 +106,8 @@ def wait_for_the_watch(lost_seconds: float) -> None:
 
 
 def leave() -> None:
-    """Ends the company of the others, where there are any: all wait for each other, the coordinator for all, so that
-    nobody is taken for lost. Who does not come in `LEAVE_SECONDS` is not waited for.
+    """Ends the company of the others, where there are any: all wait for each other, the coordinator for all. Who does
+    not come in `LEAVE_SECONDS` is not waited for, and does not take those who have gone for lost: they said so.
     """
     client = _client()
     if client is None:
@@ -111,6 +115,7 @@ def leave() -> None:
     _leaving.set()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         if not _told.is_set():
+            client.key_value_set(f"{DONE}/{jax.process_index()}", "1")
             client.wait_at_barrier("moe_jax/end", 1000 * LEAVE_SECONDS)
         if _told.is_set() or jax.process_index() == 0:
             _wait_for_the_last(client)
@@ -142,6 +147,20 @@ def _check(cluster: Cluster) -> None:
         raise ConfigError(f"--coordinator={cluster.coordinator} is no host:port: give that of process 0")
 
 
+def _check_port(coordinator: str) -> None:
+    """Raises MachineError where nobody can listen on the coordinator's port: gRPC would end by a signal."""
+    port = int(coordinator.rpartition(":")[2])
+    both = socket.has_dualstack_ipv6()
+    try:
+        socket.create_server(
+            ("", port), family=socket.AF_INET6 if both else socket.AF_INET, dualstack_ipv6=both
+        ).close()
+    except OSError as error:
+        raise MachineError(
+            f"--coordinator={coordinator}: this machine's port {port} cannot be had ({error.strerror}): give a free one"
+        ) from None
+
+
 def nobody_came(cluster: Cluster) -> str:
     """What to say where the processes do not find each other."""
     many = f"--num_processes={cluster.num_processes}" if cluster.coordinator else "the environment's processes"
@@ -165,6 +184,7 @@ def _watch(num_processes: int) -> None:
             missing = sorted(set(everyone) - set(client.get_live_nodes(everyone)))
         except jax.errors.JaxRuntimeError:
             missing = [0]  # the coordinator does not answer
+        missing = [process for process in missing if _try_get(client, f"{DONE}/{process}") is None]
         if told is None and (told := _try_get(client, ENDED)) is not None:
             since = time.monotonic()
         if _leaving.is_set():

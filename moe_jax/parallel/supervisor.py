@@ -32,7 +32,8 @@ def fork_worker(not_joined: str) -> Callable[[], object]:
     """Returns in a child, which is to do the work; the parent ends with the child's exit code.
 
     Call it before JAX has started a backend. A child that was aborted counts as `LOST`: since its coordinator is gone,
-    or, if it has not called what this returns, since it did not find the others, of which `not_joined` tells.
+    or, if it has not called what this returns, since it did not find the others, of which `not_joined` tells. By
+    which other signal a child was ended is said.
     """
     reads, writes = os.pipe()
     joined, joins = os.pipe()
@@ -59,7 +60,7 @@ def fork_worker(not_joined: str) -> Callable[[], object]:
     speaks.start()
     _, status = os.waitpid(child, 0)
     speaks.join()
-    os._exit(_exit_code(status, COORDINATOR_GONE if os.read(joined, 1) else not_joined))
+    os._exit(_exit_code(status, bool(os.read(joined, 1)), not_joined))
 
 
 def _without_noise(reads: int) -> None:
@@ -84,10 +85,12 @@ def _say(text: bytes) -> None:
         os.write(2, text)
 
 
-def _exit_code(status: int, aborted: str) -> int:
+def _exit_code(status: int, joined: bool, not_joined: str) -> int:
     if not os.WIFSIGNALED(status):
         return os.WEXITSTATUS(status)
-    if os.WTERMSIG(status) == signal.SIGABRT:
-        _say(f"error: {aborted}\n".encode())
+    number = os.WTERMSIG(status)
+    if number == signal.SIGABRT or (number == signal.SIGSEGV and not joined):
+        _say(f"error: {COORDINATOR_GONE if joined else not_joined}\n".encode())
         return LOST
-    return 128 + os.WTERMSIG(status)
+    _say(f"error: this process was ended by signal {number} ({signal.strsignal(number)})\n".encode())
+    return 128 + number

@@ -9,7 +9,10 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from moe_jax.config import MeshConfig, MoEConfig
+from moe_jax.config.schema import LoraConfig
+from moe_jax.models.adapters import add_adapters
 from moe_jax.moe.context import Context
+from moe_jax.moe.feed_forward import MATRICES
 from moe_jax.moe.layer import MoELayer
 from moe_jax.parallel.collectives import sum_over
 from moe_jax.parallel.mesh import AXES, TOKEN_AXES, make_mesh
@@ -36,14 +39,19 @@ def inputs():
     return rng.normal(size=(SEQUENCES, LENGTH, D)), rng.normal(size=(SEQUENCES, LENGTH, D)), valid
 
 
-def run_layer(moe: MoEConfig, mesh: dict[str, int], skew: float = 0.0, noise: bool = True):
+def run_layer(moe: MoEConfig, mesh: dict[str, int], skew: float = 0.0, noise: bool = True, lora: int = 0):
     """(y, sums of statistics, gradients of x and of every weight) in float64, on the host.
 
-    `skew` moves all tokens towards expert 5.
+    `skew` moves all tokens towards expert 5; `lora` is the rank of adapters that all experts have.
     """
     with jax.enable_x64(True):
         on = make_mesh(MeshConfig(**{axis: mesh.get(axis, 1) for axis in AXES}))
         layer = MoELayer(D, moe, fan_in_init(1.0), nnx.Rngs(params=0), jnp.float64)
+        if lora:
+            add_adapters(layer, LoraConfig(rank=lora, targets=("experts/*",)), nnx.Rngs(params=1))
+            for number, name in enumerate(MATRICES):  # B is zero at first
+                b = layer.experts.lora[name].b
+                b[...] = 0.3 * jax.random.normal(jax.random.key(number), b.shape, b.dtype)
         graphdef, weights = nnx.split(layer)
         x, towards, valid = inputs()
         if skew:

@@ -3,11 +3,14 @@
 import dataclasses
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from layer_on_mesh import assert_same, inputs, layer_moe, run_layer
 
 from moe_jax.config import MoEConfig
+from moe_jax.moe.delivery import _allowed
+from moe_jax.moe.grouped_matmul import IMPLEMENTATIONS
 from moe_jax.moe.levels import balanced_rows, level_rows, levels_of, most_rows
 
 WAYS = {
@@ -76,6 +79,38 @@ def test_dropless_is_capacity_with_a_slot_for_everyone(kind):
     assert_same(on_one_device(kind, "dropless"), roomy)
     assert np.sum(roomy[1]["dropped_by_rank"]) == 0
     assert np.sum(on_one_device(kind, "capacity")[1]["dropped_by_rank"]) > 0  # what is dropped is seen
+
+
+ROOMY = {"capacity_factor": 100.0}
+
+
+def test_dropless_has_the_adapters_of_its_experts():
+    expected = run_layer(layer_moe(**ROOMY), {}, lora=2)
+    assert_same(run_layer(layer_moe(dispatcher="dropless", exchange="ragged"), MESHES[1], lora=2), expected)
+    assert np.max(np.abs(expected[0] - on_one_device("plain", "dropless")[0])) > 0.1
+
+
+def test_dropless_rounds_what_crosses_the_mesh_as_capacity_does():
+    fields = {"exchange_dtype": "bfloat16"}
+    rounded = run_layer(layer_moe(**ROOMY, **fields), {"expert": 8})
+    assert_same(run_layer(layer_moe(dispatcher="dropless", exchange="ragged", **fields), {"expert": 8}), rounded)
+    apart = np.abs(rounded[0] - on_one_device("plain", "dropless")[0])
+    assert 1e-4 < np.max(apart) < 0.1
+
+
+def test_dropless_multiplies_by_the_implementation_that_is_named(monkeypatch):
+    called, named = [], IMPLEMENTATIONS["ragged_dot"]
+    multiply = lambda *operands, **settings: called.append(len(operands)) or named.multiply(*operands, **settings)
+    monkeypatch.setitem(IMPLEMENTATIONS, "ragged_dot", named._replace(multiply=multiply))
+    moe = layer_moe(dispatcher="dropless", grouped_matmul="ragged_dot")
+    assert_same(run_layer(moe, {}), on_one_device("plain", "dropless"))
+    assert called
+
+
+def test_a_device_takes_all_rows_that_it_has_room_for():
+    """Three devices; columns are receivers, the first senders come first."""
+    wanted = jnp.array([[4, 0, 5], [4, 1, 1], [4, 1, 9]])
+    np.testing.assert_array_equal(_allowed(wanted, 6), [[4, 0, 5], [2, 1, 1], [0, 1, 0]])
 
 
 SKEWED = ("capacity, once", "dropless, once to a node", "dropless, ragged")

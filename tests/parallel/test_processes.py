@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from moe_jax.config import MeshConfig
-from moe_jax.config.rules import ConfigError
+from moe_jax.config.rules import ConfigError, MachineError
 from moe_jax.files.lock import locked
 from moe_jax.parallel import supervisor
 from moe_jax.parallel.batch import Part, part_of
@@ -157,6 +158,20 @@ def test_the_end_of_the_coordinator_is_one_line_too(config, tmp_path):
 
 
 @pytest.mark.slow
+def test_who_has_left_in_order_is_not_taken_for_lost(tmp_path):
+    """Process 0 writes for longer than the others wait for it."""
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import time\nimport jax\nfrom moe_jax import cli\nfrom moe_jax.parallel import processes\n\n"
+        "processes.LEAVE_SECONDS = 1\ncli.define_process_flags()\n\n\ndef main():\n"
+        "    if jax.process_index() == 0:\n        time.sleep(6)\n        print('written')\n\n\ncli.main(main)\n"
+    )
+    out, said = (running := together([str(slow)])).communicate(timeout=100)
+    assert running.returncode == 0 and "[0] written" in out, said
+    assert "lost" not in said, said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_signal_to_one_stops_both_at_the_same_step(config, tmp_path, which):
     workdir = tmp_path / "two"
@@ -275,6 +290,31 @@ def test_what_xla_says_of_others_is_left_out(capfd):
     assert capfd.readouterr().err.encode().splitlines() == expected
 
 
-def test_a_launcher_without_a_script_says_what_is_missing():
-    with pytest.raises(ConfigError, match="no script: write it behind --"):
-        launch([], 2)
+@pytest.mark.parametrize(
+    ("command", "processes", "message"),
+    [([], 2, "no script: write it behind --"), (["train.py"], 0, "--processes=0: give how many are to run")],
+)
+def test_a_launcher_says_what_is_missing(command, processes, message):
+    with pytest.raises(ConfigError, match=message):
+        launch(command, processes)
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts():
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(MachineError, match=f"port {port} cannot be had .*: give a free one"):
+            join(Cluster(f"localhost:{port}", 2, 0))
+
+
+@pytest.mark.parametrize(
+    ("ended_by", "joined", "code", "line"),
+    [
+        (signal.SIGABRT, True, 3, "error: process 0, which coordinates the others, ended or was lost"),
+        (signal.SIGABRT, False, 3, "error: nobody came"),
+        (signal.SIGSEGV, False, 3, "error: nobody came"),
+        (signal.SIGSEGV, True, 139, "error: this process was ended by signal 11 (Segmentation fault)"),
+    ],
+)
+def test_the_last_word_on_a_process_that_a_signal_ended(capfd, ended_by, joined, code, line):
+    assert supervisor._exit_code(ended_by, joined, "nobody came") == code
+    assert capfd.readouterr().err.startswith(line)
