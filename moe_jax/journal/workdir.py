@@ -71,8 +71,10 @@ def own(workdir: Path, first_process: bool = True) -> Iterator[Home]:
         yield Home(workdir)
 
 
-def prepare(workdir: Path, run: RunConfig, others: Sequence[str] = ()) -> None:
+def prepare(workdir: Path, run: RunConfig, others: Sequence[str] = (), first_process: bool = True) -> None:
     """Checks that `run` may write into `workdir` and its folders, `others` among them; what they hold stays as it is.
+
+    Folders are tried by the first process of a run alone: what it makes for a moment is in the way of the others.
 
     Raises:
       ConfigError: a folder cannot be made or written, or the directory belongs to a run with another identity (named
@@ -80,7 +82,7 @@ def prepare(workdir: Path, run: RunConfig, others: Sequence[str] = ()) -> None:
     """
     if (workdir / CONFIG).exists():
         check_identity(workdir, run)
-    for name in (*FOLDERS, *others):
+    for name in (*FOLDERS, *others) if first_process else ():
         _probe(workdir / name)
     for name in (CONFIG, METRICS, SUMMARY):
         if (workdir / name).exists() and not ((workdir / name).is_file() and os.access(workdir / name, os.W_OK)):

@@ -43,8 +43,9 @@ def train(run: RunConfig, workdir: Path) -> int:
     checkpointed. Raises, in one line each, ConfigError or ValueError for what cannot run, MachineError where the state
     cannot be saved in the end, and DivergedError where training has left the finite numbers.
     """
-    with records.own(workdir, first_process=jax.process_index() == 0) as home:
-        records.prepare(workdir, run, others=("profile",) if run.train.profile else ())
+    first_process = jax.process_index() == 0
+    with records.own(workdir, first_process) as home:
+        records.prepare(workdir, run, ("profile",) if run.train.profile else (), first_process)
         return _train(run, workdir, home)
 
 

@@ -66,6 +66,15 @@ def test_preparing_writes_nothing(make_run, tmp_path):
     assert content(tmp_path / "a") == {}
 
 
+def test_folders_are_tried_by_the_first_process_alone(make_run, tmp_path, monkeypatch):
+    """Two that made and removed the same folder were in each other's way."""
+    tried = []
+    monkeypatch.setattr(workdir, "make_writable", tried.append)
+    (tmp_path / "checkpoints").mkdir()
+    workdir.prepare(tmp_path, make_run(), first_process=False)
+    assert tried == []
+
+
 def test_the_same_run_is_welcome(make_run, claimed):
     before = content(claimed)
     workdir.prepare(claimed, make_run())
