@@ -155,7 +155,15 @@ def main(script: Callable[[], int | None]) -> None:
     """
     terminal.prepare()
     sys.unraisablehook = _show_unraisable
-    app.run(lambda argv: _guarded(lambda: _run(script, argv)), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
+    app.run(lambda argv: _run_and_leave(script, argv), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
+
+
+def _run_and_leave(script: Callable[[], int | None], argv: list[str]) -> int | None:
+    """What there is to say is said before other processes are waited for."""
+    try:
+        return _guarded(lambda: _run(script, argv))
+    finally:
+        leave()
 
 
 def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
@@ -179,8 +187,6 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
         elif _is_of_machine(error):
             wait_for_the_watch(flags.FLAGS.lost_seconds)  # it knows who is lost
         raise
-    finally:
-        leave()
 
 
 def _join_others() -> None:

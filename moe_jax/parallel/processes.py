@@ -25,7 +25,7 @@ COORDINATOR, NUM_PROCESSES, PROCESS_ID = ("MOE_JAX_COORDINATOR", "MOE_JAX_NUM_PR
 LOST = 3  # exit code of a process that has lost another one: the machine's fault
 WATCH_SECONDS = 1.0
 ENDED = "moe_jax/ended"  # key of what a process said before it ended early
-DONE = "moe_jax/done"  # keys of the processes that have ended in order
+DONE, GONE = "moe_jax/done", "gone"  # keys of the processes that have ended in order; their value after `end_with`
 LEAVE_SECONDS = 10
 
 _leaving, _told = threading.Event(), threading.Event()
@@ -124,9 +124,21 @@ def leave() -> None:
 
 
 def _wait_for_the_last(client: Any) -> None:
-    """Until the others are gone. Who asks for live nodes waits for all others to ask, so it has to be asked anew."""
+    """Until the others are gone, or for `LEAVE_SECONDS`: who asks for live nodes waits for all others to ask, or to
+    leave in order, and those that `end_with` ended do neither.
+    """
+    everyone = list(range(jax.process_count()))
+    live = set(everyone) - {jax.process_index()}
+
+    def look() -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            while live:
+                live.intersection_update(set(client.get_live_nodes(everyone)) - {jax.process_index()})
+                time.sleep(0.05)
+
+    threading.Thread(target=look, daemon=True).start()
     until = time.monotonic() + LEAVE_SECONDS
-    while time.monotonic() < until and len(client.get_live_nodes(list(range(jax.process_count())))) > 1:
+    while time.monotonic() < until and any(_try_get(client, f"{DONE}/{process}") != GONE for process in list(live)):
         time.sleep(0.05)
 
 
@@ -208,6 +220,8 @@ def end_for(missing: list[int]) -> None:
 def end_with(process: int, code: int) -> None:
     """Ends this process at once, as another one has ended, which has said why."""
     os.write(2, f"error: process {process} ended, and said why: see its line\n".encode())
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _client().key_value_set(f"{DONE}/{jax.process_index()}", GONE, allow_overwrite=True)
     os._exit(code)
 
 

@@ -138,9 +138,10 @@ def test_a_lost_process_ends_the_other_and_the_run_resumes(config, one_process, 
 def test_what_the_first_is_refused_ends_the_other_too(config, tmp_path):
     """Its directory belongs to another run: both end as bad input, and nobody is said to be lost."""
     with locked(tmp_path / "train.lock", wait=False):
-        run = together(script("train", config, tmp_path))
+        run, began = together(script("train", config, tmp_path)), time.monotonic()
         _, said = run.communicate(timeout=200)
     assert run.returncode == 2, said
+    assert time.monotonic() - began < 45  # and not after `lost_seconds`
     assert re.search(r"\[0\] error: --workdir=.*: another run trains here \(process", said)
     assert re.search(r"\[1\] error: process 0 ended, and said why", said)
     assert "lost" not in said and "Traceback" not in said
