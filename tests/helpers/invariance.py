@@ -95,9 +95,9 @@ PARTS_OF_MODELS = {  # what imported families are made of, all at once
 }  # fmt: skip
 OTHER_ROUTINGS |= PARTS_OF_MODELS
 ON_EVERY_MESH = ("top_k",)  # in `make test`, with the default dispatcher; the others on MESHES[2]
-TWO_DISPATCHERS = ("top_k", "deepseek_v3")
-# Of OTHER_ROUTINGS: with groups of experts, null experts, draws, a sum over the mesh of its own, other parts of models.
-QUICK = ("deepseek_v3", "null_experts", "noisy_top_k", "quantile", "deepseek_v4", "attention_parts", "latent")
+TWO_DISPATCHERS = ("top_k",)
+# Of OTHER_ROUTINGS: with groups of experts, draws, a sum over the mesh of its own, other parts of models.
+QUICK = ("deepseek_v3", "noisy_top_k", "quantile", "deepseek_v4", "attention_parts", "latent")
 ALL_ROUTINGS = ROUTINGS | OTHER_ROUTINGS
 BATCH, LENGTH = 16, 16
 
