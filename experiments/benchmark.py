@@ -10,6 +10,7 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 in the environment.
 peers: the layer over Hugging Face's Mixtral block by its fastest backend; make venv-peers has torch.
 processes: two processes of four fake devices over one of eight, seconds a step of the quickstart model.
 data: tokens a second of the loader, and the speed of tokenizing over that of the library `tokenizers`.
+decode: one sequence of a sparse model over a dense one and over the memory's speed, and batching without gaps.
 import: bytes a second from a Hugging Face folder to weights, over reading its files with the library `safetensors`.
 
 Writes WORKDIR/benchmark_SUITE.json.
@@ -18,11 +19,12 @@ Writes WORKDIR/benchmark_SUITE.json.
 from absl import flags
 
 from moe_jax import cli
-from moe_jax.benchmarks import data, dropless, importing, layer, parallel, peers, processes, routers
+from moe_jax.benchmarks import data, decode, dropless, importing, layer, parallel, peers, processes, routers
 from moe_jax.journal.workdir import make_writable, write_json
 
 SUITES = {
     "data": data.run,
+    "decode": decode.run,
     "dropless": dropless.run,
     "import": importing.run,
     "layer": layer.run,

@@ -24,11 +24,7 @@ def main() -> None:
     """Imports or exports."""
     if (FROM.value is None) == (TO.value is None):
         raise ConfigError("give one of --from_hf=FOLDER and --to_hf=FOLDER")
-    workdir, mesh = cli.workdir(), cli.pairs("--mesh", MESH.value)
-    words = [axis for axis, size in mesh.items() if isinstance(size, str)]
-    if words:
-        raise ConfigError(f"--mesh={MESH.value}: {words[0]} is given no whole number: write {words[0]}=2, say")
-    sizes = {axis: int(size) for axis, size in mesh.items()}
+    workdir, sizes = cli.workdir(), cli.sizes("--mesh", MESH.value)
     if FROM.value is not None:
         if DTYPE.value:
             raise ConfigError("--dtype is of --to_hf: runs keep their weights in float32")

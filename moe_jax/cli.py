@@ -141,6 +141,15 @@ def pairs(flag: str, text: str) -> dict[str, int | str]:
     return {name: int(value) if value.isdecimal() else value for name, _, value in parts}
 
 
+def sizes(flag: str, text: str) -> dict[str, int]:
+    """The AXIS=SIZE,... of a flag; raises ConfigError for a size that is no whole number."""
+    given = pairs(flag, text)
+    words = [axis for axis, size in given.items() if isinstance(size, str)]
+    if words:
+        raise ConfigError(f"{flag}={text}: {words[0]} is given no whole number: write {words[0]}=2, say")
+    return {axis: int(size) for axis, size in given.items()}
+
+
 def workdir() -> Path:
     """--workdir. Raises ConfigError where it can be no directory of this machine."""
     return directory("--workdir", flags.FLAGS.workdir)

@@ -97,11 +97,11 @@ def load_hf(folder: str | Path, mesh: Mesh | None = None, dtype: str = "float32"
     config.data.batch_size = int(np.prod([sizes[axis] for axis in TOKEN_AXES]))
     config.data.sequence_length = config.moe.group_size = 1
     run = resolve(config, mesh.size)
-    model = _with_dtype(build_model(task_of(run), mesh), dtype)
+    model = with_dtype(build_model(task_of(run), mesh), dtype)
     return LoadedModel(run, mesh, model, load_weights(opened, run, model))
 
 
-def _with_dtype(model: Model, dtype: str) -> Model:
+def with_dtype(model: Model, dtype: str) -> Model:
     """The model with weights that are stored in `dtype`; balance biases keep their precision."""
 
     def cast(leaf: Any) -> Any:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from moe_jax.config.layers import DenseSpec, LayerSpec, SegmentSpec
 from moe_jax.config.schema import RunConfig
 from moe_jax.models.attention import ATTENTIONS
+from moe_jax.models.attention.cache import KeyValueCache
 from moe_jax.models.attention.mask import Mask
 from moe_jax.models.norm import RMSNorm
 from moe_jax.moe.context import Context
@@ -57,15 +58,17 @@ class Block(nnx.Module):
         context: Context,
         train: bool,
         memory: Float[Array, "B P D"] | None = None,
-    ) -> tuple[Float[Array, "B L D"], Sums | None]:
-        """The stream after the layer, and the sums of its experts; `context.keys` are those of the layer.
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Float[Array, "B L D"], Sums | None, KeyValueCache | None]:
+        """The stream after the layer, the sums of its experts, and its cache with x; `context.keys` are those of the
+        layer.
 
         The layer's own settings say how far `mask` lets it look back. `memory` is what cross-attention attends to, all
-        of it.
+        of it. With a `cache` x continues what is in it.
         """
         if self.spec.attention is not None:
             own = dataclasses.replace(mask, window=self.spec.attention.window)
-            y, _ = self.attention(self._read(x, self.norm_attention), own)
+            y, cache = self.attention(self._read(x, self.norm_attention), own, cache=cache)
             x = self._add(x, sum_over(y, [TENSOR]), self.norm_attention)
         if self.spec.cross_attention is not None:
             y, _ = self.cross_attention(self._read(x, self.norm_cross_attention), Mask(causal=False), memory)
@@ -73,9 +76,9 @@ class Block(nnx.Module):
         read = self._read(x, self.norm_feed_forward)
         if self.spec.moe is not None:
             y, sums = self.moe(read, context, train)
-            return self._add(x, y, self.norm_feed_forward), sums
+            return self._add(x, y, self.norm_feed_forward), sums, cache
         y = sum_over(self.feed_forward(varying(read, [TENSOR])), [TENSOR])
-        return self._add(x, y, self.norm_feed_forward), None
+        return self._add(x, y, self.norm_feed_forward), None, cache
 
     def _read(self, x: Float[Array, "B L D"], norm: RMSNorm) -> Float[Array, "B L D"]:
         return x if self.post_norm else norm(x)
@@ -132,6 +135,6 @@ def _apply(graphdef: nnx.GraphDef, remat: str, train: bool) -> Callable:
     def apply(weight: PyTree, x: Array, mask: Mask, context: Context, layer: Int[Array, ""]):
         if context.keys is not None:
             context = context._replace(keys=jax.vmap(lambda key: jax.random.fold_in(key, layer))(context.keys))
-        return nnx.merge(graphdef, weight, copy=True)(x, mask, context, train)
+        return nnx.merge(graphdef, weight, copy=True)(x, mask, context, train)[:2]
 
     return apply if remat == "none" else jax.checkpoint(apply, policy=REMAT[remat], prevent_cse=False)

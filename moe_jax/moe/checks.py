@@ -23,7 +23,7 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "exchange_dtype": ("", "float32", "bfloat16"),
     "exchange": ("auto", "all_to_all", "ragged", "all_gather"),
     "grouped_matmul": ("auto", *IMPLEMENTATIONS),
-    "dispatcher": ("auto", *DISPATCHERS),
+    "dispatcher": ("auto", *(name for name, one in DISPATCHERS.items() if one.trains)),
     "drop_order": DROP_ORDERS,
     "group_score": ("max", "top2"),
     "router_dtype": ("float32", "bfloat16"),

@@ -7,13 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from moe_jax.moe.grouped_matmul import grouped_matmul
 from moe_jax.moe.lora import Pair, Product, adapter_of
-from moe_jax.parallel.collectives import once
-from moe_jax.parallel.mesh import TENSOR
+from moe_jax.moe.packed import Pieces, of_expert
+from moe_jax.parallel.collectives import once, varying
+from moe_jax.parallel.mesh import EXPERT, TENSOR
 from moe_jax.parallel.sharding import gather, param
 
 CLAMP, STEEPNESS = 7.0, 1.702  # of clamped_swiglu
@@ -168,6 +170,27 @@ class Experts(nnx.Module):
         one = jnp.ones((rows.shape[0], 1), rows.dtype)
         add = lambda y, bias: y + product(one, bias[:, None, :])  # so that its gradient is grouped too
         return _network(weights, self.activation, rows, mask, _Arithmetic(product, add))
+
+    def of_one(self, expert: Int[Array, ""], x: Float[Array, "1 D"]) -> Float[Array, "1 D"]:
+        """One of this device's experts applied to a row, which reads no weights but its own; zeros for a number past
+        the last one. For weights that are whole on their device, and have no adapters.
+        """
+        here, alike = self.up[...], (EXPERT, TENSOR)
+        network = lambda at, x: varying(_network(self._of_expert(at, x.dtype), self.activation, x), alike)
+        if isinstance(here, Pieces):
+            branches = [functools.partial(network, at) for at in range(len(here.parts))]
+            return lax.switch(expert, [*branches, lambda x: varying(jnp.zeros_like(x), alike)], x)
+        local = jax.tree.leaves(here)[0].shape[0]
+        return jnp.where(expert < local, network(jnp.minimum(expert, local - 1), x), 0)
+
+    def _of_expert(self, expert: int | Int[Array, ""], dtype: DTypeLike) -> Weights:
+        part = lambda weight: of_expert(weight[...], expert, dtype)
+        gate = part(self.gate) if self.gate is not None else None
+        weights = Weights(part(self.up), gate, part(self.down))
+        if self.up_bias is None or self.down_bias is None:
+            return weights
+        gate = part(self.gate_bias) if self.gate_bias is not None else None
+        return weights._replace(biases=Biases(part(self.up_bias), gate, once(part(self.down_bias), TENSOR)))
 
 
 def _gathered(module: FeedForward | Experts, dtype: DTypeLike) -> Weights:

@@ -46,6 +46,7 @@ class MoELayer(nnx.Module):
         context = context._replace(
             ids=in_groups(context.ids),
             valid=in_groups(context.valid),
+            place=None if context.place is None else in_groups(context.place),
             train=train,
             capacity=dispatcher.capacity(train),
         )

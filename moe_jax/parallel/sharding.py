@@ -5,14 +5,17 @@ axis, over which mesh axes it is cut; `gather` brings back the part that is only
 parallelism) and leaves the part over which the computation itself is split (expert and tensor parallelism).
 """
 
+import abc
 import math
 from collections.abc import Callable, Sequence
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
 from moe_jax.parallel.collectives import all_gather, varying
@@ -47,6 +50,18 @@ RULES: dict[str | None, Rule] = {
 Axes = tuple[str | None, ...]
 
 
+class Packed(abc.ABC):
+    """A weight that is kept in another form than one array; a pytree of arrays that stands where the array would."""
+
+    @abc.abstractmethod
+    def unpack(self, dtype: DTypeLike) -> Array:
+        """The array."""
+
+    def __getitem__(self, key: EllipsisType) -> "Packed":
+        """Itself, as an array would be read by `weight[...]`."""
+        return self
+
+
 def param(rngs: nnx.Rngs, shape: tuple[int, ...], axes: Axes, init: Callable, dtype: Any = jnp.float32) -> nnx.Param:
     """A parameter of the whole (unsharded) `shape`, one entry of `RULES` for each dimension in `axes`."""
     if len(axes) != len(shape):
@@ -60,7 +75,10 @@ def gather(weight: nnx.Param, dtype: Any) -> Float[Array, "..."]:
     The transpose sums gradients in `dtype` by reduce-scatter, and only then, in the parameter's precision, each piece
     over `data`. (Left to itself that sum comes first, over the whole gathered weight.)
     """
-    value = varying(weight[...], [DATA]).astype(dtype)
+    stored = weight[...]
+    if isinstance(stored, Packed):  # of a model that is not trained: whole on each device
+        return stored.unpack(dtype)
+    value = varying(stored, [DATA]).astype(dtype)
     for dim, name in enumerate(weight.axes):
         value = all_gather(value, RULES[name].stored, dim)
     return value

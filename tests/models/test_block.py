@@ -46,7 +46,7 @@ def test_parts_add_to_the_stream_in_turn(spec):
 
         def both(weights, x, memory):
             block = nnx.merge(graphdef, weights)
-            y, sums = block(x, mask, context, True, memory)
+            y, sums, _ = block(x, mask, context, True, memory)
             by_hand = x
             if spec.attention is not None:
                 by_hand = by_hand + block.attention(block.norm_attention(by_hand), mask)[0]

@@ -121,7 +121,7 @@ def test_a_sequence_in_pieces_through_a_cache_equals_the_whole(window):
         return nnx.merge(cached_graphdef, weights)(x, Mask(start=start, window=window), cache=cache)
 
     continued = jax.jit(on_one_device(step))
-    cache, outputs, start = KeyValueCache.empty(B, L + 3, J, N, jnp.float64), [], 0
+    cache, outputs, start = KeyValueCache.empty(B, L + 3, (J, J), (N, N), jnp.float64), [], 0
     for length in (4, 4, 1, 1, 1, 1):
         y, cache = continued(weights, cache, jnp.int32(start), x[:, start : start + length])
         outputs.append(y)

@@ -1,33 +1,52 @@
 """Keys and values of positions that were seen before."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from moe_jax.models.attention.mask import Mask
 
 
 class KeyValueCache(NamedTuple):
-    """Room for P positions, of which those at later positions than the last query are not yet written."""
+    """A ring with room for P positions: position p is at p mod P, so that the newest P are there.
+
+    Without a window P is the whole length. With one it is at least window + L - 1, L being the most positions that are
+    written at once, which then leave what the first of their queries sees.
+    """
 
     keys: Float[Array, "B P J N"]
-    values: Float[Array, "B P J N"]
+    values: Float[Array, "B P J W"]
 
-    def write(
-        self,
-        start: Int[Array, ""] | Int[Array, "B"] | int,
-        keys: Float[Array, "B L J N"],
-        values: Float[Array, "B L J N"],
-    ) -> "KeyValueCache":
-        """The cache with those of L consecutive positions from `start` on, which may differ between sequences."""
-        starts = jnp.broadcast_to(start, keys.shape[:1])
-        write = jax.vmap(lambda room, new, at: lax.dynamic_update_slice_in_dim(room, new, at, axis=0))
-        put = lambda room, new: write(room, new.astype(room.dtype), starts)
+    def write(self, mask: Mask, keys: Float[Array, "B L J N"], values: Float[Array, "B L J W"]) -> "KeyValueCache":
+        """The cache with those of the queries of `mask` that are there, L consecutive positions a sequence."""
+        room, (batch, length) = self.keys.shape[1], keys.shape[:2]
+        positions = jnp.broadcast_to(mask.query_positions(length), (batch, length))
+        place = positions % room
+        if mask.count is not None:
+            place = jnp.where(jnp.arange(length) < mask.count[:, None], place, room)
+        sequence = jnp.arange(batch)[:, None]
+        put = lambda held, new: held.at[sequence, place].set(new.astype(held.dtype), mode="drop")
         return KeyValueCache(put(self.keys, keys), put(self.values, values))
 
+    def positions(self, newest: Int[Array, "B"]) -> Int[Array, "B P"]:
+        """The position at each place when `newest` is the last one written; later than it where nothing is yet."""
+        room = self.keys.shape[1]
+        place = jnp.arange(room)
+        return place + room * jnp.maximum((newest[:, None] - place) // room, 0)
+
+    def seen_by(self, mask: Mask, queries: int) -> Int[Array, "B P"]:
+        """`positions` after the queries of `mask` were written."""
+        count = queries if mask.count is None else mask.count
+        return self.positions(jnp.broadcast_to(mask.start + count - 1, self.keys.shape[:1]))
+
     @staticmethod
-    def empty(batch: int, length: int, heads: int, size: int, dtype) -> "KeyValueCache":
-        """A cache without anything in it."""
-        zeros = jnp.zeros((batch, length, heads, size), dtype)
-        return KeyValueCache(zeros, zeros)
+    def empty(
+        batch: int, length: int, heads: tuple[int, int], sizes: tuple[int, int], dtype: DTypeLike
+    ) -> "KeyValueCache":
+        """A cache without anything in it; `heads` and `sizes` of keys and of values."""
+        zeros: Any = [
+            jnp.zeros((batch, length, number, size), dtype) for number, size in zip(heads, sizes, strict=True)
+        ]
+        return KeyValueCache(*zeros)

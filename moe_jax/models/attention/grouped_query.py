@@ -2,10 +2,12 @@
 heads, multi-head attention.
 """
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from moe_jax.config.rules import ConfigError, divides
@@ -28,6 +30,7 @@ class GroupedQueryAttention(nnx.Module):
     """Heads are split over the mesh axis `tensor`; the output is this device's part of a sum over it."""
 
     ADAPTABLE = ("q", "k", "v", "out")
+    CACHE_CUT = (TENSOR,)  # mesh axes over which the heads of a cache are cut
 
     def __init__(
         self, model: ModelConfig, attention: AttentionConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: Any
@@ -56,7 +59,7 @@ class GroupedQueryAttention(nnx.Module):
         """Attends to `memory`, or to the sequence itself, and returns the cache with its keys and values.
 
         Queries and keys of the sequence itself are turned by their positions. With a `cache`, x continues what is in
-        it, from `mask.start` on, and the keys are those of the cache.
+        it, from `mask.start` on, and the keys are those of the cache; `mask.count` may say how much of x is there.
         """
         attention = self.attention
         x = varying(x, [TENSOR])
@@ -68,7 +71,8 @@ class GroupedQueryAttention(nnx.Module):
             positions = mask.query_positions(x.shape[1])
             q, k = rotate(q, positions, attention), rotate(k, positions, attention)
         if cache is not None:
-            cache = cache.write(mask.start, k, v)
+            cache = cache.write(mask, k, v)
+            mask = dataclasses.replace(mask, key_positions=cache.seen_by(mask, x.shape[1]))
             k, v = cache
         sinks = None if self.sinks is None else gather(self.sinks, q.dtype)
         out = KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, attention.scale, sinks)
@@ -84,6 +88,14 @@ class GroupedQueryAttention(nnx.Module):
         y = norm(y) if isinstance(norm, ProjectionNorm) else y
         heads = y.reshape(*y.shape[:2], -1, self.head_dim)
         return norm(heads) if isinstance(norm, RMSNorm) else heads
+
+    @classmethod
+    def cache(
+        cls, model: ModelConfig, attention: AttentionConfig, batch: int, length: int, dtype: DTypeLike
+    ) -> KeyValueCache:
+        """An empty cache of the whole layer."""
+        heads, size = model.num_kv_heads, model.head_dim
+        return KeyValueCache.empty(batch, length, (heads, heads), (size, size), dtype)
 
     @classmethod
     def check(cls, run: RunConfig) -> None:

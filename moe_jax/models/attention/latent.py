@@ -1,10 +1,12 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1; DeepSeek-V3, section 2.1.1)."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from moe_jax.config.rules import ConfigError, each, positive
@@ -14,11 +16,11 @@ from moe_jax.models.attention.kernels import KERNELS
 from moe_jax.models.attention.mask import Mask
 from moe_jax.models.attention.rotary import rotate
 from moe_jax.models.norm import RMSNorm
-from moe_jax.moe.lora import project
+from moe_jax.moe.lora import adapter_of, project
 from moe_jax.parallel.checks import Size
 from moe_jax.parallel.collectives import varying
 from moe_jax.parallel.mesh import TENSOR
-from moe_jax.parallel.sharding import param
+from moe_jax.parallel.sharding import gather, param
 
 NOT_OFFERED = ("qk_norm", "bias", "out_bias", "sinks")  # fields of AttentionConfig
 
@@ -33,6 +35,7 @@ class LatentAttention(nnx.Module):
     """
 
     ADAPTABLE = ("q", "q_down", "q_up", "kv_down", "kv_up", "out")
+    CACHE_CUT = ()  # every device along `tensor` has the whole cache
 
     def __init__(
         self, model: ModelConfig, attention: AttentionConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: Any
@@ -61,7 +64,9 @@ class LatentAttention(nnx.Module):
         memory: Float[Array, "B P D"] | None = None,
         cache: KeyValueCache | None = None,
     ) -> tuple[Float[Array, "B L D"], KeyValueCache | None]:
-        """Attends to the sequence itself; the arguments are those of `GroupedQueryAttention`."""
+        """Attends to the sequence itself; the arguments are those of `GroupedQueryAttention`. A cache holds the
+        compressed vectors, and the turned key that all heads share.
+        """
         if memory is not None:
             raise ValueError("latent attention is of a sequence to itself: use grouped_query for cross-attention")
         attention, positions = self.attention, mask.query_positions(x.shape[1])
@@ -69,17 +74,51 @@ class LatentAttention(nnx.Module):
         plain, turning = jnp.split(q, [self.head_dim], axis=-1)
         q = jnp.concatenate([plain, rotate(turning, positions, attention)], axis=-1)
         compressed, shared = jnp.split(project(self, "kv_down", x), [attention.kv_rank], axis=-1)
-        # Devices along `tensor` part behind the compression: their gradients are summed in its few dimensions.
-        compressed, shared = varying(self.kv_norm(compressed), [TENSOR]), varying(shared, [TENSOR])
+        compressed, shared = self.kv_norm(compressed), rotate(shared[:, :, None], positions, attention)
+        if cache is not None:
+            cache = cache.write(mask, compressed[:, :, None], shared)
+            mask = dataclasses.replace(mask, key_positions=cache.seen_by(mask, x.shape[1]))
+            out = self._absorbed(q, varying(cache.keys, [TENSOR]), varying(cache.values, [TENSOR]), mask)
+        else:
+            # Devices along `tensor` part behind the compression: their gradients are summed in its few dimensions.
+            out = self._expanded(q, varying(compressed, [TENSOR]), varying(shared, [TENSOR]), mask)
+        return project(self, "out", out.reshape(*x.shape[:2], -1)), cache
+
+    def _expanded(
+        self,
+        q: Float[Array, "B L H N"],
+        compressed: Float[Array, "B L rank"],
+        shared: Float[Array, "B L 1 rope"],
+        mask: Mask,
+    ) -> Float[Array, "B L H W"]:
+        """Every head's keys and values are formed: less work where many queries meet them, as in training."""
+        attention = self.attention
         keys_values = project(self, "kv_up", compressed).reshape(*q.shape[:3], -1)
         k, v = jnp.split(keys_values, [self.head_dim], axis=-1)
-        shared = rotate(shared[:, :, None], positions, attention)
         k = jnp.concatenate([k, jnp.broadcast_to(shared, (*k.shape[:3], attention.rope_dim))], axis=-1)
-        if cache is not None:
-            cache = cache.write(mask.start, k, v)
-            k, v = cache
-        out = KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, attention.scale)
-        return project(self, "out", out.reshape(*x.shape[:2], -1)), cache
+        return KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, attention.scale)
+
+    def _absorbed(
+        self,
+        q: Float[Array, "B L H N"],
+        compressed: Float[Array, "B P 1 rank"],
+        shared: Float[Array, "B P 1 rope"],
+        mask: Mask,
+    ) -> Float[Array, "B L H W"]:
+        """The same with the matrices of keys and values moved to the queries and the outputs: all heads attend to the
+        compressed vectors themselves, which are all that decoding has to read (DeepSeek-V2, section 2.1.2).
+        """
+        attention = self.attention
+        weight = gather(self.kv_up, q.dtype)
+        if (adapter := adapter_of(self, "kv_up", q.dtype)) is not None:
+            weight = weight + adapter.down @ adapter.up
+        of_keys, of_values = jnp.split(weight.reshape(weight.shape[0], q.shape[2], -1), [self.head_dim], axis=-1)
+        plain, turned = jnp.split(q, [self.head_dim], axis=-1)
+        q = jnp.concatenate([jnp.einsum("blhn,rhn->blhr", plain, of_keys), turned], axis=-1)
+        k = jnp.concatenate([compressed, shared], axis=-1)
+        scale = attention.scale or (self.head_dim + attention.rope_dim) ** -0.5
+        out = KERNELS[attention.kernel].attend(q, k, compressed, mask, attention.chunk, scale)
+        return jnp.einsum("blhr,rhw->blhw", out, of_values)
 
     def _queries(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H N"]:
         if self.attention.query_rank:
@@ -88,6 +127,13 @@ class LatentAttention(nnx.Module):
         else:
             q = project(self, "q", varying(x, [TENSOR]))
         return q.reshape(*q.shape[:2], -1, self.head_dim + self.attention.rope_dim)
+
+    @classmethod
+    def cache(
+        cls, model: ModelConfig, attention: AttentionConfig, batch: int, length: int, dtype: DTypeLike
+    ) -> KeyValueCache:
+        """An empty cache of the whole layer."""
+        return KeyValueCache.empty(batch, length, (1, 1), (attention.kv_rank, attention.rope_dim), dtype)
 
     @classmethod
     def check(cls, run: RunConfig) -> None:

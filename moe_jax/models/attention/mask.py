@@ -16,6 +16,7 @@ class Mask:
 
     start: Int[Array, ""] | Int[Array, "B"] | int = 0  # position of the first query, of each sequence or of all
     key_positions: Int[Array, "P"] | Int[Array, "B P"] | None = None  # None: 0, 1, 2 ...
+    count: Int[Array, "B"] | None = None  # queries of each sequence that are there, the first ones; None: all
     query_documents: Int[Array, "B Q"] | None = None  # with the next: only keys of the query's document are seen
     key_documents: Int[Array, "B P"] | None = None
     causal: bool = dataclasses.field(default=True, metadata=STATIC)  # keys at later positions are not seen

@@ -5,6 +5,7 @@ whose decisions it can carry.
 """
 
 from moe_jax.config.schema import MoEConfig
+from moe_jax.moe.dispatchers.chosen import Chosen
 from moe_jax.moe.dispatchers.dispatcher import Dispatcher
 from moe_jax.moe.dispatchers.mixed import Mixed
 from moe_jax.moe.dispatchers.slots import Capacity, Einsum
@@ -16,6 +17,7 @@ DISPATCHERS: dict[str, type[Dispatcher]] = {
     "capacity": Capacity,
     "dropless": Dropless,
     "soft": Mixed,
+    "chosen": Chosen,
 }
 
 

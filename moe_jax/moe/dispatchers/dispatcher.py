@@ -28,6 +28,7 @@ class Dispatcher(abc.ABC):
 
     moe: MoEConfig
 
+    trains: ClassVar[bool] = True  # False: it is for inference alone, and no config names it
     splits: ClassVar[Literal["tokens", "slots"]] = "tokens"  # where the devices along `tensor` begin to compute apart
 
     @abc.abstractmethod

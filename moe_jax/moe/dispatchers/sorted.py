@@ -6,12 +6,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from moe_jax.moe.context import Context
 from moe_jax.moe.delivery import Beside, Level, deliver, deliver_to_all
 from moe_jax.moe.dispatchers.dispatcher import Dispatcher
 from moe_jax.moe.dispatchers.once import beside_tokens
 from moe_jax.moe.dropout import hidden_mask
-from moe_jax.moe.feed_forward import Experts, Weights
+from moe_jax.moe.feed_forward import Experts
 from moe_jax.moe.levels import GATHERING, levels_of
 from moe_jax.moe.places import Places
 from moe_jax.moe.wires import gather_wires, level_wires
@@ -33,8 +32,7 @@ class Dropless(Dispatcher):
         groups, tokens, size = x.shape
         beside = beside_tokens(jnp.where(routing.wanted, routing.expert, moe.num_experts), routing, context, moe)
         flat = x.reshape(-1, size)
-        weights = experts.gathered(x.dtype)
-        receive = lambda rows, beside: self._of_experts(rows, beside, experts, weights, context)
+        receive = lambda rows, beside: self._of_experts(rows, beside, experts)
         wire = moe.exchange_dtype or x.dtype
         if devices > 1 and moe.exchange in GATHERING:
             y, carried = deliver_to_all(flat, beside, self._gathering(devices), receive, wire)
@@ -46,10 +44,9 @@ class Dropless(Dispatcher):
         local = self.moe.num_experts // devices
         return Level(devices, local, min(self.moe.top_k, local), unique=True, rows=0)
 
-    def _of_experts(
-        self, rows: Float[Array, "N D"], beside: Beside, experts: Experts, weights: Weights, context: Context
-    ) -> Float[Array, "N D"]:
+    def _of_experts(self, rows: Float[Array, "N D"], beside: Beside, experts: Experts) -> Float[Array, "N D"]:
         """Each row's sum over those of its choices that this device's experts serve."""
+        weights = experts.gathered(rows.dtype)
         num_rows, entries = beside.address.shape
         local, _, hidden = weights.up.shape
         most = num_rows * min(entries, local)  # a token visits an expert once

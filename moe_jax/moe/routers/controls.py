@@ -89,7 +89,8 @@ class Random(Unlearned):
         experts, tokens = self.moe.num_experts, context.ids.shape[-1]
         if context.keys is not None:
             return draw_per_group(jax.random.bits, context.keys, (tokens, experts), jnp.uint32)
-        return hash_words(context.ids[..., None], jnp.arange(tokens)[:, None], jnp.arange(experts))
+        place = jnp.arange(tokens) if context.place is None else context.place
+        return hash_words(context.ids[..., None], place[..., None], jnp.arange(experts))
 
 
 def highest(lots: UInt32[Array, "G T E"], k: int) -> Int[Array, "G T K"]:

@@ -1,0 +1,65 @@
+"""Texts for prompts, on the terminal and into a file."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import logging
+
+from moe_jax.config.rules import ConfigError
+from moe_jax.inference.engine import Answer, Engine, Request
+from moe_jax.inference.prompts import Refused, as_line
+
+BAD_LINES = 2  # exit code where a line of the prompts could not be answered
+
+
+def generate(
+    engine: Engine, requests: Sequence[Request | Refused], output: Path | None, log_probabilities: bool = False
+) -> int:
+    """Answers the requests in the order of their being finished, and writes each to `output` then.
+
+    A single one is shown while it grows. Returns the exit code: 2 where lines could not be answered, which are named
+    while the others are.
+    """
+    good, refused = accepted(engine, requests)
+    for line in refused:
+        logging.warning("Prompt %d is left out: %s", line.line, line.reason)
+    stream = len(good) == 1
+    with output.open("w", encoding="utf-8") if output else open("/dev/null", "w") as file:
+        shown = ""
+        for answer in engine.tokens(good):
+            if stream:
+                sys.stdout.write(answer.text[len(shown) :] if answer.text.startswith(shown) else "")
+                sys.stdout.flush()
+                shown = answer.text
+            if answer.finish:
+                file.write(as_line(answer, engine.text, log_probabilities) + "\n")
+                file.flush()
+                _show(answer, stream)
+    if output is not None:
+        logging.info("%d answers are in %s", len(good), output)
+    return BAD_LINES if refused else 0
+
+
+def accepted(engine: Engine, requests: Sequence[Request | Refused]) -> tuple[list[Request], list[Refused]]:
+    """Those that the engine can answer, and the others with the reasons."""
+    good: list[Request] = []
+    refused = [one for one in requests if isinstance(one, Refused)]
+    for number, one in enumerate(requests, 1):
+        if isinstance(one, Request):
+            try:
+                engine.check(one)
+                good.append(one)
+            except ConfigError as error:
+                refused.append(Refused(number, str(error)))
+    return good, refused
+
+
+def _show(answer: Answer, streamed: bool) -> None:
+    request = answer.request
+    name = "" if request.name is None else f" {request.name}"
+    seconds = answer.times[-1] - answer.began
+    end = "" if streamed else f"{answer.text}\n"
+    print(
+        f"{end}\n--{name} {len(request.prompt)} tokens, then {len(answer.tokens)} in {seconds:.2f} s ({answer.finish})"
+    )
