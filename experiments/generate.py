@@ -21,7 +21,6 @@ from moe_jax.inference.sampling import Sampling
 from moe_jax.inference.source import Source, check_room, from_hf, from_workdir
 
 FROM = flags.DEFINE_string("from_hf", None, "Hugging Face folder to decode with, in place of --workdir.")
-flags.DEFINE_string("workdir", None, "Directory of the run to decode with.")
 PROMPT = flags.DEFINE_string("prompt", None, "One prompt.")
 PROMPTS = flags.DEFINE_string("prompts", None, 'File of JSON lines, {"prompt": "..."} each.')
 OUTPUT = flags.DEFINE_string("output", "", "File for the answers; default: WORKDIR/generations.jsonl.")
@@ -78,4 +77,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    cli.define_workdir_flag(required=False)
     cli.main(main)

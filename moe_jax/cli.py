@@ -48,11 +48,12 @@ VALUES = {  # of the types that absl parses: what a value is, and what to give
 _PACKAGE = Path(__file__).parent
 
 
-def define_run_flags() -> None:
-    """--config=FILE with --config.section.field=value, and --workdir=DIR."""
+def define_run_flags(required: bool = True) -> None:
+    """--config=FILE with --config.section.field=value, and --workdir=DIR; a script may do without both."""
     config_flags.DEFINE_config_file("config", None, "Config file, for instance configs/quickstart.py.")
-    flags.mark_flag_as_required("config")
-    define_workdir_flag()
+    if required:
+        flags.mark_flag_as_required("config")
+    define_workdir_flag(required)
     define_process_flags()
 
 
@@ -71,9 +72,9 @@ def _number(name: str, default: int) -> int:
     return int(text) if text.isdecimal() else default  # `_join_others` refuses what is none
 
 
-def define_workdir_flag() -> None:
+def define_workdir_flag(required: bool = True) -> None:
     """--workdir=DIR."""
-    flags.DEFINE_string("workdir", None, "Directory of the run: metrics, checkpoints, results.", required=True)
+    flags.DEFINE_string("workdir", None, "Directory of the run: metrics, checkpoints, results.", required=required)
 
 
 def config_path() -> Path:

@@ -1,7 +1,7 @@
 """What a token costs: time, bytes that are read for it, and money."""
 
 import dataclasses
-import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from moe_jax.benchmarks.timing import paired_times
 from moe_jax.config.rules import ConfigError
 from moe_jax.inference.dense_twins import twins
 from moe_jax.inference.engine import Answer, Engine, Load, Request
@@ -19,9 +18,11 @@ from moe_jax.inference.generate import accepted
 from moe_jax.inference.prompts import Refused
 from moe_jax.inference.steps import cache_bytes
 from moe_jax.inference.weights import Weights, num_bytes
+from moe_jax.journal.workdir import write_json
 from moe_jax.report.markdown import rows
 
 BANDWIDTH_BYTES = 1 << 28  # of the array that is read to measure the memory
+BANDWIDTH_READS = 7
 WARM_TOKENS = 2  # of each prompt, so that everything is compiled before the clock runs
 
 
@@ -73,9 +74,7 @@ def report(
     print("\n".join(table(measured)))
     if folder is not None:
         path = folder / "cost.json"
-        path.write_text(
-            json.dumps({name: dataclasses.asdict(cost) for name, cost in measured.items()}, indent=1) + "\n"
-        )
+        write_json(path, {name: dataclasses.asdict(cost) for name, cost in measured.items()})
         logging.info("%s has these figures", path)
     return 0
 
@@ -98,8 +97,13 @@ def memory_bandwidth(engine: Engine) -> float:
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(mesh.axis_names))
     array = jax.device_put(jnp.ones((mesh.size, BANDWIDTH_BYTES // 4)), sharding)
     add = jax.jit(lambda array: jnp.sum(array, axis=1))
-    times = paired_times({"sum": lambda: add(array)}, repeats=7)
-    return array.nbytes / min(times["sum"])
+    jax.block_until_ready(add(array))
+    seconds = []
+    for _ in range(BANDWIDTH_READS):
+        began = time.perf_counter()
+        jax.block_until_ready(add(array))
+        seconds.append(time.perf_counter() - began)
+    return array.nbytes / min(seconds)
 
 
 def bytes_of(engine: Engine) -> Bytes:

@@ -82,7 +82,7 @@ class Engine:
                 f"into: give a multiple of {self.steps.shards}"
             )
         self.text, self.places, self.length, self.continuous = text, places, length, continuous
-        self.vocabulary, self.piece = run.model.vocab_size, min(piece, _bucket(length))
+        self.vocabulary, self.piece = run.model.vocab_size, min(piece, bucket(length))
         self.caches = empty_caches(run, mesh, places, length, self.piece)
         self.load = Load()
         self._of_place: list[_Running | None] = [None] * places
@@ -152,7 +152,7 @@ class Engine:
 
     def _turn(self, left: list[tuple[int, ...]], done: list[int]) -> tuple[Turn, list[int]]:
         counts = [min(len(tokens), self.piece) for tokens in left]
-        ids = np.zeros((len(left), _bucket(max(counts))), np.int32)
+        ids = np.zeros((len(left), bucket(max(counts))), np.int32)
         for row, (tokens, count) in enumerate(zip(left, counts, strict=True)):
             ids[row, :count] = tokens[:count]
         as_array = lambda numbers: jnp.asarray(numbers, jnp.int32)
@@ -222,6 +222,6 @@ def _settings(running: list[_Running | None]) -> tuple[Settings, bool]:
     return Settings.of(samplings), all(sampling.temperature == 0 for sampling in samplings)
 
 
-def _bucket(count: int) -> int:
-    """The next power of two."""
+def bucket(count: int) -> int:
+    """The length that a piece of a prompt is padded to: the next power of two."""
     return max(LEAST_PIECE, 1 << (max(count, 1) - 1).bit_length())

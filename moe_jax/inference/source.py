@@ -148,13 +148,19 @@ def _stop_tokens(path: Path) -> list[int]:
 
 def check_room(run: RunConfig, places: int, length: int, piece: int) -> None:
     """Raises ConfigError where the caches of so many sequences do not fit beside what the devices hold already."""
+    if problem := places_problem(run, places, length, piece, _free_bytes()):
+        raise ConfigError(problem)
+
+
+def places_problem(run: RunConfig, places: int, length: int, piece: int, free: float) -> str | None:
+    """What is wrong with so many places, where so many bytes are free."""
     each = cache_bytes(run, length, piece)
-    fitting = _free_bytes() / each
-    if places > fitting:
-        raise ConfigError(
-            f"--places={places} with --length={length} need {places * each / 1e9:,.2f} GB for their caches, and "
-            f"{int(fitting)} fit: lower one of the two"
-        )
+    if places * each <= free:
+        return None
+    return (
+        f"--places={places} with --length={length} need {places * each / 1e9:,.2f} GB for their caches, and "
+        f"{int(free / each)} fit: lower one of the two"
+    )
 
 
 def _free_bytes() -> float:

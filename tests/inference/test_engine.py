@@ -1,6 +1,7 @@
 """Continuous batching: what a sequence gets does not depend on its neighbours, on its place or on when it joined."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import jax
@@ -32,8 +33,7 @@ def model():
 def make_engine(model, places=3, continuous=True, piece=4, mesh=None):
     run, mesh = model.run, model.mesh if mesh is None else make_mesh(mesh)
     weights = place(run, mesh, jnp.int32(0), *model.weights)
-    engine = Engine(run, mesh, weights, TEXT, places, LENGTH, piece, continuous)
-    return engine
+    return Engine(run, mesh, weights, TEXT, places, LENGTH, piece, continuous)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,15 @@ def requests():
 
 
 @pytest.fixture(scope="module")
-def together(model, requests):
+def first_engine(model):
     with jax.enable_x64(True):
-        return {answer.request.name: answer for answer in make_engine(model).answers(requests)}
+        return make_engine(model)
+
+
+@pytest.fixture(scope="module")
+def together(first_engine, requests):
+    with jax.enable_x64(True):
+        return {answer.request.name: answer for answer in first_engine.answers(requests)}
 
 
 def test_greedy_text_is_what_the_whole_forward_pass_prefers(model, together, requests):
@@ -64,7 +70,8 @@ def test_greedy_text_is_what_the_whole_forward_pass_prefers(model, together, req
 
 
 @pytest.mark.parametrize("how", ["alone", "all at once", "static", "eight devices"])
-def test_neighbours_change_nothing(model, together, requests, how):
+def test_neighbours_change_nothing(model, first_engine, together, requests, how):
+    """A static batch, which waits for its longest answer, only takes more steps."""
     settings = {
         "alone": {"places": 1}, "all at once": {"places": 8, "piece": 16}, "static": {"continuous": False},
         "eight devices": {"places": 8, "mesh": MeshConfig(fsdp=2, expert=2, tensor=2)},
@@ -74,6 +81,10 @@ def test_neighbours_change_nothing(model, together, requests, how):
         for answer in engine.answers(requests):
             assert answer.tokens == together[answer.request.name].tokens, answer.request.name
         assert engine.load.prefill_tokens == sum(len(one.prompt) for one in requests)
+        steps = len(engine.load.seconds)
+        assert sum(engine.load.sequences) == sum(first_engine.load.sequences)
+    if how == "static":
+        assert steps > len(first_engine.load.seconds)
 
 
 def test_another_seed_draws_something_else(together, requests):
@@ -82,28 +93,17 @@ def test_another_seed_draws_something_else(together, requests):
     assert len({tuple(answer.tokens) for answer in together.values()}) == len(requests)
 
 
-def test_places_are_taken_again_at_once(model, requests):
-    """A static batch waits for its longest answer."""
-    with jax.enable_x64(True):
-        steps = {}
-        for continuous in (True, False):
-            engine = make_engine(model, continuous=continuous)
-            list(engine.answers(requests))
-            steps[continuous] = len(engine.load.seconds)
-    assert steps[True] < steps[False]
-
-
-def test_stops(model, together, requests):
+def test_stops(model, first_engine, together, requests):
     """A stop token ends an answer and is left out; so does a text, and the room of the cache."""
     first = together[4].tokens
     with jax.enable_x64(True):
-        text = dataclasses.replace(TEXT, stop_tokens=frozenset([first[2]]))
-        engine = make_engine(model, places=1)
-        engine.text = text
+        engine, before = first_engine, first_engine.text
+        engine.text = dataclasses.replace(TEXT, stop_tokens=frozenset([first[2]]))
         one = dataclasses.replace(requests[4], ignore_stop=False)
         until = first.index(first[2])
         answer = next(iter(engine.answers([one])))
         assert answer.tokens == first[:until] and answer.finish == "stop"
+        engine.text = before
         spelled = TEXT.decode(first)
         by_text = dataclasses.replace(requests[4], stop=(spelled[1:3],))
         answer = next(iter(engine.answers([by_text])))
@@ -123,9 +123,9 @@ def test_stops(model, together, requests):
         (Request((1,), sampling=Sampling(temperature=-1.0)), "--temperature=-1.0: give 0 or more"),
     ],
 )
-def test_what_cannot_be_answered_is_one_line(model, request_, message):
-    with jax.enable_x64(True), pytest.raises(ConfigError, match=message):
-        list(make_engine(model, places=1).answers([request_]))
+def test_what_cannot_be_answered_is_one_line(first_engine, request_, message):
+    with pytest.raises(ConfigError, match=message):
+        list(first_engine.answers([request_]))
 
 
 def test_places_that_the_mesh_does_not_divide(model):
@@ -138,6 +138,6 @@ def test_a_reader_holds_back_characters_that_are_not_whole():
     reader = Reader(lambda ids: bytes(ids).decode(errors="replace"))
     seen = [reader.add(byte) for byte in encoded]
     assert all("\ufffd" not in text for text in seen) and seen[-1] == reader.end() == encoded.decode()
-    assert all(later.startswith(text) for text, later in zip(seen, seen[1:], strict=False))
+    assert all(later.startswith(text) for text, later in itertools.pairwise(seen))
     reader.add(0xE2)
     assert reader.end() == encoded.decode() + "\ufffd"

@@ -90,7 +90,8 @@ def random_model(router, mesh=ONE):
         "model.num_layers": 2, "model.d_model": 16, "model.d_ff": 24, "model.num_heads": 4, "model.num_kv_heads": 2,
         "model.vocab_size": 40, "model.dtype": "float64", "moe.num_experts": 4, "moe.every": 2,
         "moe.router": router, "moe.top_k": kind.required_top_k or max(2, kind.least_top_k),
-        "moe.balance_loss": 0.0, "moe.capacity_factor": 8.0, "moe.eval_capacity_factor": 8.0, "data.batch_size": 8, "data.sequence_length": 16, "moe.group_size": 16,
+        "moe.balance_loss": 0.0, "moe.capacity_factor": 8.0, "moe.eval_capacity_factor": 8.0,
+        "data.batch_size": 8, "data.sequence_length": 16, "moe.group_size": 16,
         **{f"mesh.{axis}": getattr(mesh, axis) for axis in ("data", "fsdp", "expert", "tensor")},
         **{f"moe.{name}": value for name, value in kind.fixed_fields.items()},
     }  # fmt: skip
@@ -127,7 +128,7 @@ def test_what_looks_ahead_is_refused():
     with jax.enable_x64(True):
         refused = [router for router in ROUTERS if not can_decode(router)]
         assert {"expert_choice", "soft"} <= set(refused) and "top_k" not in refused
-        with pytest.raises(ConfigError, match="moe.router='soft' chooses for a token by those behind it"):
+        with pytest.raises(ConfigError, match=r"^moe\.router='soft' chooses for a token by those behind it"):
             check_routers(random_model("soft").run)
 
 
