@@ -45,7 +45,7 @@ def read(path: Path, text: Text, defaults: Request) -> Iterator[Request | Refuse
         try:
             fields = _fields(line)
             sampling = dataclasses.replace(defaults.sampling, seed=(defaults.sampling.seed + number - 1) % 2**32)
-            drawn = {name: fields.pop(name) for name in DRAWN if name in fields}
+            drawn = {name: _number(name, fields.pop(name)) for name in DRAWN if name in fields}
             sampling = dataclasses.replace(sampling, **drawn)
             sampling.check("")
             yield dataclasses.replace(defaults, **_own(fields, text), sampling=sampling)
@@ -69,6 +69,14 @@ def _fields(line: bytes) -> dict[str, Any]:
     if ("prompt" in fields) == ("ids" in fields):
         raise ConfigError("give one of prompt and ids")
     return fields
+
+
+def _number(name: str, value: int | float) -> int | float:
+    """In the type of the field."""
+    try:
+        return type(getattr(GREEDY, name))(value)
+    except OverflowError:
+        raise ConfigError(f"{name} is too large a number: correct it") from None
 
 
 def _own(fields: Mapping[str, Any], text: Text) -> dict[str, Any]:

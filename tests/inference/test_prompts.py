@@ -31,7 +31,7 @@ LINES = {
     '{"prompt": "a", "max_tokens": true}': "max_tokens=True is of another type",
     '{"prompt": "a", "ids": [1]}': "give one of prompt and ids",
     "{}": "give one of prompt and ids",
-    '{"prompt": "a", "top_p": 0}': "top_p=0: give more than 0",
+    '{"prompt": "a", "top_p": 0}': "top_p=0.0: give more than 0",
     '{"ids": [1, "a"]}': "ids: give whole numbers",
     '{"prompt": "a", "stop": [""]}': "stop=['']: give texts",
     "[" * 100_000: "it is no JSON",
@@ -56,7 +56,7 @@ def test_every_line_is_a_request_or_named(prompts):
             assert one.line == number and one.reason.startswith(reason)
     first, second = found[:2]
     assert (first.prompt, first.max_tokens, first.sampling) == ((0, 1, 2), 5, Sampling(0.5, seed=100))
-    assert second == Request((1, 2), 3, Sampling(0, seed=4), ("x",), name="b")
+    assert second == Request((1, 2), 3, Sampling(0.0, seed=4), ("x",), name="b")
     assert found[-2].sampling.seed == 113
 
 
@@ -86,7 +86,7 @@ def test_places_that_do_not_fit_say_how_many_do():
     run = from_hf(GOLDEN / "llama", {}).run
     # Keys and values of 2 heads of 6 numbers a layer, in float32.
     each = run.model.num_layers * 2 * 2 * 6 * 4 * 100
-    assert places_problem(run, 8, 100, 16, free=8 * each) is None
+    assert places_problem(run, 8, 100, 16, free=8.0 * each) is None
     problem = places_problem(run, 9, 100, 16, free=8.5 * each)
     assert problem is not None and problem.endswith("GB for their caches, and 8 fit: lower one of the two")
 
