@@ -2,8 +2,9 @@
 
 import collections
 import dataclasses
+import functools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -155,8 +156,7 @@ class Engine:
         ids = np.zeros((len(left), bucket(max(counts))), np.int32)
         for row, (tokens, count) in enumerate(zip(left, counts, strict=True)):
             ids[row, :count] = tokens[:count]
-        as_array = lambda numbers: jnp.asarray(numbers, jnp.int32)
-        return Turn(jnp.asarray(ids), as_array(done), as_array(counts)), counts
+        return _turn(ids, np.asarray(done, np.int32), np.asarray(counts, np.int32)), counts
 
     def _decode(self) -> Iterator[Answer]:
         """One more token of every sequence."""
@@ -166,7 +166,7 @@ class Engine:
             if running is not None:
                 ids[place], start[place], number[place] = running.answer.tokens[-1], running.position, 1
         settings, greedy = _settings(self._of_place)
-        turn = Turn(jnp.asarray(ids[:, None]), jnp.asarray(start), jnp.asarray(number))
+        turn = _turn(ids[:, None], start, number)
         self.caches, outcome = self.steps.decode(self.caches, turn, settings, greedy)
         drawn, choices = jax.device_get((outcome.drawn, outcome.choices))
         self.load.choices.append(list(choices))
@@ -217,9 +217,19 @@ class _Running:
         return len(self.request.prompt) + len(self.answer.tokens) - 1
 
 
-def _settings(running: list[_Running | None]) -> tuple[Settings, bool]:
-    samplings = [one.request.sampling if one else GREEDY for one in running]
+def _settings(running: Sequence[_Running | None]) -> tuple[Settings, bool]:
+    return _as_arrays(tuple(one.request.sampling if one else GREEDY for one in running))
+
+
+@functools.lru_cache(maxsize=8)
+def _as_arrays(samplings: tuple[Sampling, ...]) -> tuple[Settings, bool]:
+    """Of the newest batches: making arrays takes as long as a small model's step."""
     return Settings.of(samplings), all(sampling.temperature == 0 for sampling in samplings)
+
+
+def _turn(ids: np.ndarray, start: np.ndarray, number: np.ndarray) -> Turn:
+    arrays: Any = jax.device_put((ids, start, number))
+    return Turn(*arrays)
 
 
 def bucket(count: int) -> int:

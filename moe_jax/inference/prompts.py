@@ -45,7 +45,7 @@ def read(path: Path, text: Text, defaults: Request) -> Iterator[Request | Refuse
         try:
             fields = _fields(line)
             sampling = dataclasses.replace(defaults.sampling, seed=(defaults.sampling.seed + number - 1) % 2**32)
-            drawn = {name: _number(name, fields.pop(name)) for name in DRAWN if name in fields}
+            drawn: dict[str, Any] = {name: _number(name, fields.pop(name)) for name in DRAWN if name in fields}
             sampling = dataclasses.replace(sampling, **drawn)
             sampling.check("")
             yield dataclasses.replace(defaults, **_own(fields, text), sampling=sampling)

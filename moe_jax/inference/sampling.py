@@ -1,6 +1,7 @@
 """The next token of each sequence from its logits, each by settings and a seed of its own."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -47,7 +48,7 @@ class Settings(NamedTuple):
     seed: UInt32[Array, "R"]
 
     @staticmethod
-    def of(samplings: list[Sampling]) -> "Settings":
+    def of(samplings: Sequence[Sampling]) -> "Settings":
         """From one for each sequence."""
         types: Any = ("float32", "int32", "float32", "float32", "uint32")
         columns = zip(*map(dataclasses.astuple, samplings), strict=True)

@@ -175,13 +175,18 @@ class Experts(nnx.Module):
         """One of this device's experts applied to a row, which reads no weights but its own; zeros for a number past
         the last one. For weights that are whole on their device, and have no adapters.
         """
-        here, alike = self.up[...], (EXPERT, TENSOR)
+        alike = (EXPERT, TENSOR)
         network = lambda at, x: varying(_network(self._of_expert(at, x.dtype), self.activation, x), alike)
-        if isinstance(here, Pieces):
-            branches = [functools.partial(network, at) for at in range(len(here.parts))]
+        if isinstance(self.up[...], Pieces):
+            branches = [functools.partial(network, at) for at in range(self.num_here)]
             return lax.switch(expert, [*branches, lambda x: varying(jnp.zeros_like(x), alike)], x)
-        local = jax.tree.leaves(here)[0].shape[0]
-        return jnp.where(expert < local, network(jnp.minimum(expert, local - 1), x), 0)
+        return jnp.where(expert < self.num_here, network(jnp.minimum(expert, self.num_here - 1), x), 0)
+
+    @property
+    def num_here(self) -> int:
+        """The experts of this device, inside `shard_map`."""
+        stored = self.up[...]
+        return len(stored.parts) if isinstance(stored, Pieces) else jax.tree.leaves(stored)[0].shape[0]
 
     def _of_expert(self, expert: int | Int[Array, ""], dtype: DTypeLike) -> Weights:
         part = lambda weight: of_expert(weight[...], expert, dtype)
