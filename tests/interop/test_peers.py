@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from moe_jax.config.schema import MeshConfig
+from moe_jax.inference.engine import Engine, Request
+from moe_jax.inference.source import from_hf
 from moe_jax.interop.export import write_folder
 from moe_jax.interop.folder import open_folder
 from moe_jax.interop.load import Weights
@@ -37,6 +39,8 @@ from hugging_face import (  # noqa: E402, needs torch
     YARN,
     float64_choices,
     float64_logits,
+    float64_twin,
+    in_float64,
     make_model,
     save_gradients,
 )
@@ -160,6 +164,27 @@ def test_long_prompts_on_eight_devices(family, tmp_path):
     with jax.enable_x64(True):
         ours = load_hf(tmp_path / "hf", make_mesh(MESH), dtype="float64")(ids)
         np.testing.assert_allclose(ours, float64_logits(theirs, ids), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_text_is_theirs(family, tmp_path):
+    """Prompts of unequal lengths in fewer places than there are prompts, through windows, to the last token."""
+    model = make_model(family)
+    model.save_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 40, (1, length)) for length in (1, 30, 7, 12)]
+    with in_float64(), torch.no_grad():
+        twin = float64_twin(model)
+        tensors = [torch.as_tensor(ids) for ids in prompts]
+        settings = {"max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+        whole = [twin.generate(ids, attention_mask=torch.ones_like(ids), **settings) for ids in tensors]
+        expected = [one[0, ids.shape[1] :].tolist() for one, ids in zip(whole, prompts, strict=True)]
+    with jax.enable_x64(True):
+        run, mesh, weights, text = from_hf(tmp_path, {}, "float64")
+        engine = Engine(run, mesh, weights, text, places=2, length=64, piece=16)
+        requests = [Request(tuple(map(int, ids[0])), 20, name=name) for name, ids in enumerate(prompts)]
+        answers = sorted(engine.answers(requests), key=lambda answer: answer.request.name)
+    assert [answer.tokens for answer in answers] == expected
 
 
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss"])
