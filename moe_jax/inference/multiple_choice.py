@@ -116,7 +116,7 @@ def log_likelihoods(steps: Steps, sequences: Sequence[tuple[Sequence[int], int]]
             ids[row, : len(tokens)], first[row], count[row] = tokens, at, len(tokens)
         caches = empty_caches(run, mesh, shards, ids.shape[1], ids.shape[1])
         turn = Turn(jnp.asarray(ids), jnp.zeros(shards, jnp.int32), jnp.asarray(count))
-        _, outcome = steps.decode(caches, turn, settings, True, every=True)
+        _, outcome = steps.decode(caches, turn, settings, True, all_logits=True)
         sums = _sum(outcome.logits, turn.ids, jnp.asarray(first), turn.number)
         yield from map(float, sums[: len(batch)])
 

@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
     """What a step returns beside the caches."""
 
     drawn: Drawn  # the token behind the last one of each sequence
-    logits: Float[Array, "R N V"]  # of the last one, or of all; N = 0 where they are not asked for
+    logits: Float[Array, "R N V"]  # of all positions, N = L; N = 0 where they are not asked for
     choices: tuple[Float[Array, "A"], ...]  # of each MoE layer: how many tokens chose each expert
 
 
@@ -94,12 +94,10 @@ class Steps:
         self._compiled = functools.cache(self._compile)
 
     def decode(
-        self, caches: Caches, turn: Turn, settings: Settings, greedy: bool, every: bool | None = None
+        self, caches: Caches, turn: Turn, settings: Settings, greedy: bool, all_logits: bool = False
     ) -> tuple[Caches, Outcome]:
-        """Every place goes on by its turn. `every`: return the logits of all positions, or with False of the last
-        one of each; None: of none.
-        """
-        step = self._compiled(*turn.ids.shape, greedy, every)
+        """Every place goes on by its turn. `all_logits`: return those of all positions."""
+        step = self._compiled(*turn.ids.shape, greedy, all_logits)
         return step(self.weights, caches, turn, None, settings)
 
     def prefill(
@@ -109,24 +107,23 @@ class Steps:
         place: Int[Array, "R"],
         settings: Settings,
         greedy: bool,
-        every: bool | None = None,
     ) -> tuple[Caches, Outcome]:
         """One sequence on each part of the batch goes on by its turn, at a place of that part's own."""
-        step = self._compiled(*turn.ids.shape, greedy, every)
+        step = self._compiled(*turn.ids.shape, greedy, False)
         return step(self.weights, caches, turn, place, settings)
 
     def lower(self, caches: Caches, turn: Turn) -> jax.stages.Lowered:
         """The step of `decode` for greedy sequences, before it is compiled."""
         settings = Settings.of([GREEDY] * turn.ids.shape[0])
-        return self._compiled(*turn.ids.shape, True, None).lower(self.weights, caches, turn, None, settings)
+        return self._compiled(*turn.ids.shape, True, False).lower(self.weights, caches, turn, None, settings)
 
     def dispatcher(self, rows: int) -> str:
         """What carries the choices of so many tokens at a time."""
         moe = self.run.moe
         return "chosen" if rows * moe.top_k <= max(self._few * moe.num_experts, moe.top_k) else "dropless"
 
-    def _compile(self, rows: int, length: int, greedy: bool, every: bool | None) -> Any:
-        forward = _Forward(self._run_of(rows * length, length), every)
+    def _compile(self, rows: int, length: int, greedy: bool, all_logits: bool) -> Any:
+        forward = _Forward(self._run_of(rows * length, length), all_logits)
         tokens, logits = spec_of(self.mesh, TOKEN_AXES), spec_of(self.mesh, TOKEN_AXES, (), (TENSOR,))
         on_mesh = jax.shard_map(
             forward,
@@ -158,8 +155,8 @@ class Steps:
 class _Forward:
     """The model on a device's own sequences, inside `shard_map`."""
 
-    def __init__(self, run: RunConfig, every: bool | None):
-        self.run, self.every = run, every
+    def __init__(self, run: RunConfig, all_logits: bool):
+        self.run, self.all_logits = run, all_logits
         self.dtype = jnp.dtype(run.model.dtype)
         model = blank(run)
         self.norm = nnx.split(model.norm, nnx.Param)[0]
@@ -176,8 +173,7 @@ class _Forward:
         x, caches, choices = self._hidden(weights, caches, turn)
         last = jnp.maximum(turn.number - 1, 0)[:, None, None]
         last_logits = self._logits(weights, jnp.take_along_axis(x, last, axis=1))
-        shown = last_logits if self.every is False else last_logits[:, :0]
-        shown = self._logits(weights, x) if self.every else shown
+        shown = self._logits(weights, x) if self.all_logits else last_logits[:, :0]
         if place is not None:
             put = lambda whole, one: lax.dynamic_update_slice_in_dim(whole, one, place[0], axis=0)
             caches = jax.tree.map(put, held, caches)

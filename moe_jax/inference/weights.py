@@ -72,7 +72,7 @@ def place(
                 layers.append((one, put.biases(own_biases, find(biases) if own_biases else {}, repeat)))
     table = params["embedding"]
     tied = run.model.tie_embeddings
-    head = put.matrix(table.T if tied else params["head"], (None, "vocab"), "head")
+    head = put.matrix(table.T if tied else params["head"], (None, "vocab"))
     norm = put.tree(nnx.state(model.norm, nnx.Param), params["norm"], None)
     embedding = put.array(table, (None, None), put.dtype)
     return Weights(put.replicated(step), embedding, tuple(layers), norm, head)
@@ -111,19 +111,19 @@ class _Placing(NamedTuple):
         if any(part in PRECISE for part in path) or value.ndim < 2:
             return self.array(value, axes, jnp.promote_types(self.dtype, jnp.float32))
         if path[-2:-1] == ("experts",) and path[-1] in MATRICES and self._apart():
-            return self._pieces(value, axes, path[-1])
-        return self.matrix(value, axes, path[-1])
+            return self._pieces(value, axes)
+        return self.matrix(value, axes)
 
     def _apart(self) -> bool:
         return self.mesh.devices.flat[0].platform == "cpu"
 
-    def _pieces(self, value: Array, axes: Axes, name: str) -> Pieces:
+    def _pieces(self, value: Array, axes: Axes) -> Pieces:
         """The devices along `expert` have one expert each in every piece."""
         devices = self.mesh.shape[EXPERT]
         by_device = value.reshape(devices, -1, *value.shape[1:])
-        return Pieces([self.matrix(by_device[:, at], axes, name) for at in range(by_device.shape[1])])
+        return Pieces([self.matrix(by_device[:, at], axes) for at in range(by_device.shape[1])])
 
-    def matrix(self, value: Array, axes: Axes, name: str) -> Any:
+    def matrix(self, value: Array, axes: Axes) -> Any:
         """A matrix, or one for each expert."""
         if not self.form:
             return self.array(value, axes, self.dtype)
