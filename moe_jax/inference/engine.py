@@ -19,6 +19,7 @@ from moe_jax.inference.steps import Steps, Turn, empty_caches
 from moe_jax.inference.text import Reader, Text
 from moe_jax.inference.weights import Weights
 
+LEAST_REACH = 256  # positions of a cache that are read, at least; then twice as many, and so on
 LEAST_PIECE = 16  # a piece of a prompt is padded to the next power of two, this one at least
 
 
@@ -142,7 +143,9 @@ class Engine:
             left = [running.request.prompt[at:] if running else () for running, at in zip(taken, done, strict=True)]
             turn, counts = self._turn(left, done)
             settings, greedy = _settings(taken)
-            self.caches, outcome = self.steps.prefill(self.caches, turn, jnp.asarray(places), settings, greedy)
+            self.caches, outcome = self.steps.prefill(
+                self.caches, turn, jnp.asarray(places), settings, greedy, self._reach(np.add(done, counts))
+            )
             drawn = jax.device_get(outcome.drawn)
             done = [at + count for at, count in zip(done, counts, strict=True)]
             for shard, running in enumerate(taken):
@@ -158,6 +161,13 @@ class Engine:
             ids[row, :count] = tokens[:count]
         return _turn(ids, np.asarray(done, np.int32), np.asarray(counts, np.int32)), counts
 
+    def _reach(self, lengths: np.ndarray) -> int:
+        """What the longest sequence takes of a cache, rounded up so that few steps are compiled."""
+        reach = LEAST_REACH
+        while reach < np.max(lengths):
+            reach *= 2
+        return min(reach, self.length)
+
     def _decode(self) -> Iterator[Answer]:
         """One more token of every sequence."""
         began = time.perf_counter()
@@ -167,7 +177,7 @@ class Engine:
                 ids[place], start[place], number[place] = running.answer.tokens[-1], running.position, 1
         settings, greedy = _settings(self._of_place)
         turn = _turn(ids[:, None], start, number)
-        self.caches, outcome = self.steps.decode(self.caches, turn, settings, greedy)
+        self.caches, outcome = self.steps.decode(self.caches, turn, settings, greedy, self._reach(start + number))
         drawn, choices = jax.device_get((outcome.drawn, outcome.choices))
         self.load.choices.append(list(choices))
         self.load.sequences.append(int(number.sum()))

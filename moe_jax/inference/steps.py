@@ -94,10 +94,14 @@ class Steps:
         self._compiled = functools.cache(self._compile)
 
     def decode(
-        self, caches: Caches, turn: Turn, settings: Settings, greedy: bool, all_logits: bool = False
+        self, caches: Caches, turn: Turn, settings: Settings, greedy: bool, reach: int = 0, all_logits: bool = False
     ) -> tuple[Caches, Outcome]:
-        """Every place goes on by its turn. `all_logits`: return those of all positions."""
-        step = self._compiled(*turn.ids.shape, greedy, all_logits)
+        """Every place goes on by its turn.
+
+        `greedy`: all temperatures are 0. `reach`: no sequence is longer than that afterwards, so that only so much of
+        the caches is read; 0: all of it. `all_logits`: return those of all positions.
+        """
+        step = self._compiled(*turn.ids.shape, greedy, reach, all_logits)
         return step(self.weights, caches, turn, None, settings)
 
     def prefill(
@@ -107,23 +111,24 @@ class Steps:
         place: Int[Array, "R"],
         settings: Settings,
         greedy: bool,
+        reach: int = 0,
     ) -> tuple[Caches, Outcome]:
         """One sequence on each part of the batch goes on by its turn, at a place of that part's own."""
-        step = self._compiled(*turn.ids.shape, greedy, False)
+        step = self._compiled(*turn.ids.shape, greedy, reach, False)
         return step(self.weights, caches, turn, place, settings)
 
     def lower(self, caches: Caches, turn: Turn) -> jax.stages.Lowered:
         """The step of `decode` for greedy sequences, before it is compiled."""
         settings = Settings.of([GREEDY] * turn.ids.shape[0])
-        return self._compiled(*turn.ids.shape, True, False).lower(self.weights, caches, turn, None, settings)
+        return self._compiled(*turn.ids.shape, True, 0, False).lower(self.weights, caches, turn, None, settings)
 
     def dispatcher(self, rows: int) -> str:
         """What carries the choices of so many tokens at a time."""
         moe = self.run.moe
         return "chosen" if rows * moe.top_k <= max(self._few * moe.num_experts, moe.top_k) else "dropless"
 
-    def _compile(self, rows: int, length: int, greedy: bool, all_logits: bool) -> Any:
-        forward = _Forward(self._run_of(rows * length, length), all_logits)
+    def _compile(self, rows: int, length: int, greedy: bool, reach: int, all_logits: bool) -> Any:
+        forward = _Forward(self._run_of(rows * length, length), reach, all_logits)
         tokens, logits = spec_of(self.mesh, TOKEN_AXES), spec_of(self.mesh, TOKEN_AXES, (), (TENSOR,))
         on_mesh = jax.shard_map(
             forward,
@@ -155,8 +160,8 @@ class Steps:
 class _Forward:
     """The model on a device's own sequences, inside `shard_map`."""
 
-    def __init__(self, run: RunConfig, all_logits: bool):
-        self.run, self.all_logits = run, all_logits
+    def __init__(self, run: RunConfig, reach: int, all_logits: bool):
+        self.run, self.reach, self.all_logits = run, reach, all_logits
         self.dtype = jnp.dtype(run.model.dtype)
         model = blank(run)
         self.norm = nnx.split(model.norm, nnx.Param)[0]
@@ -184,7 +189,7 @@ class _Forward:
         ids, start, count = turn
         model = self.run.model
         valid = jnp.arange(ids.shape[1]) < count[:, None]
-        mask = Mask(start=start, count=count)
+        mask = Mask(start=start, count=count, reach=self.reach)
         context = Context(ids, valid, None, weights.step, place=mask.query_positions(ids.shape[1]))
         x = jnp.take(weights.embedding, ids, axis=0).astype(jnp.promote_types(self.dtype, jnp.float32))
         x = (x if model.embedding_scale == 1 else x * model.embedding_scale).astype(self.dtype)

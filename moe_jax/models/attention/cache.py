@@ -1,5 +1,6 @@
 """Keys and values of positions that were seen before."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -36,10 +37,15 @@ class KeyValueCache(NamedTuple):
         place = jnp.arange(room)
         return place + room * jnp.maximum((newest[:, None] - place) // room, 0)
 
-    def seen_by(self, mask: Mask, queries: int) -> Int[Array, "B P"]:
-        """`positions` after the queries of `mask` were written."""
+    def seen_by(self, mask: Mask, queries: int) -> tuple["KeyValueCache", Mask]:
+        """What the queries of `mask`, once written, attend to: the part that `mask.reach` leaves, and the mask with its
+        positions.
+        """
         count = queries if mask.count is None else mask.count
-        return self.positions(jnp.broadcast_to(mask.start + count - 1, self.keys.shape[:1]))
+        newest = jnp.broadcast_to(mask.start + count - 1, self.keys.shape[:1])
+        end = min(mask.reach or self.keys.shape[1], self.keys.shape[1])  # a ring that is longer has not gone round
+        part = KeyValueCache(self.keys[:, :end], self.values[:, :end])
+        return part, dataclasses.replace(mask, key_positions=self.positions(newest)[:, :end])
 
     @staticmethod
     def empty(

@@ -2,7 +2,6 @@
 heads, multi-head attention.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,8 +71,7 @@ class GroupedQueryAttention(nnx.Module):
             q, k = rotate(q, positions, attention), rotate(k, positions, attention)
         if cache is not None:
             cache = cache.write(mask, k, v)
-            mask = dataclasses.replace(mask, key_positions=cache.seen_by(mask, x.shape[1]))
-            k, v = cache
+            (k, v), mask = cache.seen_by(mask, x.shape[1])
         sinks = None if self.sinks is None else gather(self.sinks, q.dtype)
         out = KERNELS[attention.kernel].attend(q, k, v, mask, attention.chunk, attention.scale, sinks)
         out = project(self, "out", out.reshape(*x.shape[:2], -1))

@@ -1,6 +1,5 @@
 """Multi-head latent attention (DeepSeek-V2, section 2.1; DeepSeek-V3, section 2.1.1)."""
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,8 +76,8 @@ class LatentAttention(nnx.Module):
         compressed, shared = self.kv_norm(compressed), rotate(shared[:, :, None], positions, attention)
         if cache is not None:
             cache = cache.write(mask, compressed[:, :, None], shared)
-            mask = dataclasses.replace(mask, key_positions=cache.seen_by(mask, x.shape[1]))
-            out = self._absorbed(q, varying(cache.keys, [TENSOR]), varying(cache.values, [TENSOR]), mask)
+            seen, mask = cache.seen_by(mask, x.shape[1])
+            out = self._absorbed(q, varying(seen.keys, [TENSOR]), varying(seen.values, [TENSOR]), mask)
         else:
             # Devices along `tensor` part behind the compression: their gradients are summed in its few dimensions.
             out = self._expanded(q, varying(compressed, [TENSOR]), varying(shared, [TENSOR]), mask)

@@ -19,6 +19,9 @@ class Mask:
     count: Int[Array, "B"] | None = None  # queries of each sequence that are there, the first ones; None: all
     query_documents: Int[Array, "B Q"] | None = None  # with the next: only keys of the query's document are seen
     key_documents: Int[Array, "B P"] | None = None
+    reach: int = dataclasses.field(
+        default=0, metadata=STATIC
+    )  # no query is at this position of a cache or later; 0: any
     causal: bool = dataclasses.field(default=True, metadata=STATIC)  # keys at later positions are not seen
     window: int = dataclasses.field(default=0, metadata=STATIC)  # keys this far back or more are not; 0: all are
 
