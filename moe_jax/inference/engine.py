@@ -100,6 +100,7 @@ class Engine:
         waiting = collections.deque(requests)
         for request in waiting:
             self.check(request)
+        self._of_place = [None] * self.places  # also where nobody waited for the answers before
         while waiting or any(self._of_place):
             if self.continuous or not any(self._of_place):
                 while waiting and None in self._of_place:
@@ -138,21 +139,22 @@ class Engine:
                 taken[shard] = _Running(Answer(waiting.popleft(), began=time.perf_counter()), self.text.reader())
                 places[shard] = free[0] - own[0]
                 self._of_place[free[0]] = taken[shard]
-        done, began = [0] * shards, time.perf_counter()
+        done = [0] * shards
         while any(running and at < len(running.request.prompt) for running, at in zip(taken, done, strict=True)):
             left = [running.request.prompt[at:] if running else () for running, at in zip(taken, done, strict=True)]
+            began = time.perf_counter()
             turn, counts = self._turn(left, done)
             settings, greedy = _settings(taken)
             self.caches, outcome = self.steps.prefill(
                 self.caches, turn, jnp.asarray(places), settings, greedy, self._reach(np.add(done, counts))
             )
             drawn = jax.device_get(outcome.drawn)
+            self.load.prefill_seconds += time.perf_counter() - began
+            self.load.prefill_tokens += sum(counts)
             done = [at + count for at, count in zip(done, counts, strict=True)]
             for shard, running in enumerate(taken):
                 if running and counts[shard] and done[shard] == len(running.request.prompt):
                     yield self._take(running, int(drawn.token[shard]), float(drawn.log_probability[shard]))
-        self.load.prefill_seconds += time.perf_counter() - began
-        self.load.prefill_tokens += sum(done)
 
     def _turn(self, left: list[tuple[int, ...]], done: list[int]) -> tuple[Turn, list[int]]:
         counts = [min(len(tokens), self.piece) for tokens in left]

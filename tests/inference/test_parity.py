@@ -135,6 +135,18 @@ def test_what_looks_ahead_is_refused():
             check_routers(random_model("soft").run)
 
 
+@pytest.mark.parametrize("form", ["", "int8"])
+def test_experts_in_a_stack_as_accelerators_have_them(form, monkeypatch):
+    """There a chosen expert is an index into the stack, and not a branch."""
+    ids, _ = golden("gpt_oss")
+    with jax.enable_x64(True):
+        model = load_hf(GOLDEN / "gpt_oss", dtype="float64")
+        expected, _ = decoded(model, ids, CHOSEN, form)
+        monkeypatch.setattr("moe_jax.inference.weights._Placing._apart", lambda self: False)
+        logits, _ = decoded(model, ids, CHOSEN, form)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss"])
 def test_a_part_of_the_caches_is_enough(family):
