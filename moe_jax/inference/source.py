@@ -63,11 +63,11 @@ def from_workdir(workdir: Path, sizes: Mapping[str, int], dtype: str = "", form:
     check_forms(config.model.dtype, form)
     run, model = on_mesh(config, sizes)
     check_routers(run)
-    run, weights = newest_weights(workdir, run, model)
+    run, variables = newest_weights(workdir, run, model)
     mesh = make_mesh(run.mesh)
     kept = workdir / KEPT
     text = text_of_folder(kept, run) if (kept / TOKENIZER).is_file() else text_of_run(run)
-    return Source(run, mesh, place(run, mesh, jnp.int32(run.train.steps), *weights, form), text)
+    return Source(run, mesh, place(run, mesh, *variables, form), text)
 
 
 def from_hf(folder: Path, sizes: Mapping[str, int], dtype: str = "", form: str = "") -> Source:

@@ -75,13 +75,13 @@ def export_run(workdir: Path, folder: Path, mesh: Mapping[str, int], dtype: str 
         raise ConfigError(
             f"--workdir={workdir}: a {family.architecture} cannot say {', '.join(differing)}, which the run has"
         )
-    run, weights = newest_weights(workdir, run, model)
+    run, variables = newest_weights(workdir, run, model)
     types = _types(workdir / KEPT) if kept and not dtype else {}
     most = collections.Counter(types.values()).most_common(1)
     write_folder(
         folder,
         run,
-        weights,
+        Weights(variables.params, variables.balance_bias),
         family,
         names[dtype] if dtype else most[0][0] if most else "F32",
         described=kept.described if kept else None,
@@ -90,14 +90,14 @@ def export_run(workdir: Path, folder: Path, mesh: Mapping[str, int], dtype: str 
     )
 
 
-def newest_weights(workdir: Path, run: RunConfig, model: Model) -> tuple[RunConfig, Weights]:
+def newest_weights(workdir: Path, run: RunConfig, model: Model) -> tuple[RunConfig, Variables]:
     """The weights of a run's newest checkpoint, low-rank adapters merged, and the run without these."""
     with Checkpoints(workdir) as checkpoints:
         variables = checkpoints.restore_weights(model.variables)
     if variables is None:
         raise ConfigError(f"--workdir={workdir} has no checkpoint yet: train until checkpoint.every")
     params = merged(variables.params, run.lora) if run.lora.rank else variables.params
-    return dataclasses.replace(run, lora=LoraConfig()), Weights(params, variables.balance_bias)
+    return dataclasses.replace(run, lora=LoraConfig()), variables._replace(params=params)
 
 
 def on_mesh(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> tuple[RunConfig, Model]:
