@@ -13,9 +13,9 @@ class Context(NamedTuple):
     valid: Bool[Array, "*T"]  # False: padding
     keys: Key[Array, "G"] | None  # noise of this device's groups in this layer; None: no noise (evaluation)
     step: Int[Array, ""]  # of training
-    place: Int[Array, "*T"] | None = None  # of a token in its group or, in decoding, its sequence; None: 0, 1, 2 ...
     train: bool = False  # for what is done differently in training; the layer sets it
     capacity: int | None = None  # C, where the dispatcher has one; the layer sets it
+    place: Int[Array, "*T"] | None = None  # of a token in its group or, in decoding, its sequence; None: 0, 1, 2 ...
 
 
 def plain_context(shape: tuple[int, ...]) -> Context:

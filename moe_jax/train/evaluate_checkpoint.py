@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 from absl import logging
 
 from moe_jax.config.rules import ConfigError
@@ -30,6 +31,8 @@ def evaluate_checkpoint(run: RunConfig, workdir: Path) -> None:
     step = int(weights.step)
     logging.info("Evaluating step %d on all held-out data", step)
     evaluation = setup.evaluate(setup.compile_eval_step(), weights, batches=0)
+    if jax.process_index():  # one of several processes speaks for all
+        return
     print(setup.data.table(evaluation.scores), flush=True)
     result = {"step": step, **evaluation.as_dict(), **setup.data.baselines(), DATA: setup.data.sha256}
     try:

@@ -81,7 +81,8 @@ def _train(run: RunConfig, workdir: Path, home: records.Home) -> int:
         if first >= run.train.steps and records.is_finished(workdir, first):
             logging.info("All %d steps are done: raise train.steps to go on", first)
             return 0
-        records.claim(workdir, run, setup.data.sha256)
+        if jax.process_index() == 0:
+            records.claim(workdir, run, setup.data.sha256)
         with MetricsWriter(workdir, first) as writer:
             writer.hparams(hparams(flatten(run)), hparams_metrics(run.task))
             writer.text(first, "config", markdown(run))

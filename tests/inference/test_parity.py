@@ -30,7 +30,8 @@ ONE, EIGHT = MeshConfig(), MeshConfig(fsdp=2, expert=2, tensor=2)
 B, PIECE = 4, 4
 TURNS = (4, 3, 1, 1, 4, 2, 1, 1, 4, 1, 1)  # a prompt in pieces, tokens, more of a prompt; windows of 5 to 7 go round
 CHOSEN, GROUPED = 100.0, 0.0  # choices an expert up to which they are computed one after another
-ON_THE_MESH = ("mixtral", "deepseek_v3", "gpt_oss")  # in `make test`; the others in `make test-slow`
+# In `make test`; the others in `make test-slow`. A window; compressed caches; sinks, biases and windows that alternate.
+QUICK, QUICK_ROUTERS = ("mixtral", "deepseek_v3", "gpt_oss"), ("top_k", "switch", "random", "longcat", "soft")
 
 
 def decoded(model, ids, few, form="", reach=False):
@@ -66,8 +67,8 @@ def golden(family):
         pytest.param(family, mesh, few, marks=[] if quick else pytest.mark.slow, id=f"{family}-{name}")
         for family in FAMILIES
         for name, mesh, few, quick in (
-            ("one device, chosen", ONE, CHOSEN, True),
-            ("eight devices, grouped", EIGHT, GROUPED, family in ON_THE_MESH),
+            ("one device, chosen", ONE, CHOSEN, family in QUICK),
+            ("eight devices, grouped", EIGHT, GROUPED, family in QUICK),
             ("eight devices, chosen", EIGHT, CHOSEN, family == "mixtral"),
         )
     ],
@@ -113,7 +114,9 @@ def can_decode(router):
     return True
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize(
+    "router", [pytest.param(name, marks=[] if name in QUICK_ROUTERS else pytest.mark.slow) for name in ROUTERS]
+)
 def test_every_router_that_chooses_a_token_at_a_time(router):
     with jax.enable_x64(True):
         if not can_decode(router):

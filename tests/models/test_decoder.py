@@ -76,7 +76,7 @@ def test_a_scanned_segment_equals_its_layers_one_after_another():
                 for block in segment.blocks:
                     block_graph, stacked = nnx.split(block)
                     layer = nnx.merge(block_graph, jax.tree.map(lambda w, repeat=repeat: w[repeat], stacked))
-                    x, layer_sums = layer(x, Mask(), context, True)
+                    x, layer_sums, _ = layer(x, Mask(), context, True)
                     loads += [layer_sums["choices"]] if layer_sums is not None else []
         return decoder.norm(x), jnp.stack(loads)
 
