@@ -41,6 +41,10 @@ BAD = {  # arguments of experiments/train.py, and what the one line says
         [CONFIG, f"--config.model.num_layers={10**10}"],
         "model.num_layers=10000000000 is more than 10000: lower it",
     ),
+    "more weights than memory": (
+        [CONFIG, "--config.model.d_model=1000000", "--config.mesh.data=-1", "--config.train.accumulate=1"],
+        "GB: lower model.d_model, model.vocab_size or moe.num_experts, or take more devices",
+    ),
     "folder as file": (["--config=configs", "--config.seed=1"], "--config=configs cannot be read"),
     "missing flag": ([], "--config is missing: give it (Config file, for instance configs/quickstart.py.)"),
     "unknown flag": ([CONFIG, "--seed=1"], "--seed is no flag of this script: leave it out"),

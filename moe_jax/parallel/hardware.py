@@ -1,6 +1,10 @@
-"""Peak speed of accelerators, the denominator of model FLOPs utilisation."""
+"""Peak speed of accelerators, the denominator of model FLOPs utilisation, and the memory of devices."""
 
+import math
+import os
 import re
+
+import jax
 
 # Dense bfloat16 FLOP/s of one jax.Device by its model's name, from the vendors' data sheets (sparsity not counted).
 PEAK_BF16_FLOPS = {
@@ -37,3 +41,15 @@ def peak_flops(device_kind: str) -> float | None:
     """
     names = [name for name in PEAK_BF16_FLOPS if re.search(rf"\b{name}\b", device_kind, re.IGNORECASE)]
     return PEAK_BF16_FLOPS[max(names, key=len)] if names else None
+
+
+def total_memory() -> float:
+    """Bytes of all devices of the run together; on CPUs, those of this machine. Infinite where nobody says."""
+    if jax.default_backend() == "cpu":
+        try:
+            return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")) * jax.process_count()
+        except (OSError, ValueError):
+            return math.inf
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    limits = [one["bytes_limit"] for one in stats if one and "bytes_limit" in one]
+    return float(sum(limits) * jax.process_count()) if limits else math.inf

@@ -16,7 +16,7 @@ from moe_jax.journal.hparams import hparams
 from moe_jax.journal.metrics import MetricsWriter
 from moe_jax.journal.progress import Progress
 from moe_jax.journal.reading import STEP_SECONDS, last_line, training_seconds
-from moe_jax.parallel.hardware import peak_flops
+from moe_jax.parallel.hardware import peak_flops, total_memory
 from moe_jax.parallel.processes import Agreement, check_alike
 from moe_jax.resolve.counting import count
 from moe_jax.resolve.describe import describe, markdown, warn
@@ -27,7 +27,7 @@ from moe_jax.train.clock import Clock
 from moe_jax.train.evaluation import Evaluation
 from moe_jax.train.guard import Guard, check_finite
 from moe_jax.train.profile import Profile
-from moe_jax.train.setup import Setup, set_up
+from moe_jax.train.setup import Setup, check_memory, set_up
 from moe_jax.train.shown import curves, write_loads, write_pictures
 from moe_jax.train.signals import StopRequest
 from moe_jax.train.state import init_state, num_params, with_grouped_matmul
@@ -43,6 +43,7 @@ def train(run: RunConfig, workdir: Path) -> int:
     checkpointed. Raises, in one line each, ConfigError or ValueError for what cannot run, MachineError where the state
     cannot be saved in the end, and DivergedError where training has left the finite numbers.
     """
+    check_memory(run, total_memory())
     first_process = jax.process_index() == 0
     with records.own(workdir, first_process) as home:
         records.prepare(workdir, run, ("profile",) if run.train.profile else (), first_process)

@@ -10,6 +10,7 @@ from absl import logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import RunConfig
 from moe_jax.models.attention.kernels import check_platform
 from moe_jax.moe.sums import Sums
@@ -18,6 +19,7 @@ from moe_jax.parallel.batch import Part, part_of
 from moe_jax.parallel.compiler_options import compiler_options
 from moe_jax.parallel.mesh import TOKEN_AXES, make_mesh
 from moe_jax.parallel.sharding import spec_of
+from moe_jax.resolve.counting import count
 from moe_jax.tasks.registry import task_of
 from moe_jax.tasks.task import Batch, Dataset, Task
 from moe_jax.train.evaluation import Evaluation, evaluate
@@ -102,3 +104,14 @@ def set_up(run: RunConfig) -> Setup:
     optimizer = make_optimizer(run.train, model.decayed)
     data = task.open()
     return Setup(task, data, mesh, model, optimizer, state_shapes(model, optimizer, mesh), started)
+
+
+def check_memory(run: RunConfig, memory: float) -> None:
+    """Raises ConfigError where the weights alone take more than so many bytes: XLA would abort, or the machine swap."""
+    parameters = count(run).total_params
+    size = parameters * (8 if run.model.dtype == "float64" else 4)
+    if size > memory:
+        raise ConfigError(
+            f"the weights of {parameters:,} parameters take {size / 1e9:,.0f} GB, and the devices of this run have "
+            f"{memory / 1e9:,.0f} GB: lower model.d_model, model.vocab_size or moe.num_experts, or take more devices"
+        )
