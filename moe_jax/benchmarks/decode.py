@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import jax
 import numpy as np
 
 from moe_jax.benchmarks.timing import paired_ratio, turns
@@ -12,8 +11,9 @@ from moe_jax.config.schema import MeshConfig, RunConfig
 from moe_jax.inference.cost import measure, memory_bandwidth
 from moe_jax.inference.dense_twins import dense_twin, drawn, random_engine
 from moe_jax.inference.engine import Engine, Request
-from moe_jax.inference.steps import Steps, Turn, empty_caches
+from moe_jax.inference.steps import Steps, cache_shapes
 from moe_jax.inference.text import Text
+from moe_jax.inference.weights import weight_shapes
 from moe_jax.parallel.mesh import make_mesh
 from moe_jax.resolve import resolve
 
@@ -94,11 +94,9 @@ def _compile_time() -> dict[str, Any]:
     seconds = {}
     for depth in DEPTHS:
         run, mesh = _run(NARROW | {"model.num_layers": depth}), make_mesh(MeshConfig())
-        steps = Steps(run, mesh, drawn(run, mesh))
-        caches = empty_caches(run, mesh, 1, LENGTH, 16)
-        one = jax.numpy.zeros(1, jax.numpy.int32)
+        steps, caches = Steps(run, mesh, weight_shapes(run, mesh)), cache_shapes(run, mesh, 1, LENGTH, 16)
         start = time.perf_counter()
-        steps.lower(caches, Turn(one[:, None], one, one)).compile()
+        steps.lower(caches).compile()
         seconds[depth] = time.perf_counter() - start
     few, many = DEPTHS
     each = (seconds[many] - seconds[few]) / (many - few)

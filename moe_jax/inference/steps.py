@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -58,25 +59,33 @@ def cache_rooms(run: RunConfig, length: int, piece: int) -> list[int]:
 
 def empty_caches(run: RunConfig, mesh: Mesh, places: int, length: int, piece: int) -> Caches:
     """Caches of `places` sequences, cut over the mesh like a batch."""
-    made = []
-    for layer, room in zip(layers_of(run), cache_rooms(run, length, piece), strict=True):
-        assert layer.attention is not None
-        kind = ATTENTIONS[layer.attention.kind]
-        create = functools.partial(kind.cache, run.model, layer.attention, places, room, jnp.dtype(run.model.dtype))
-        sharding = NamedSharding(mesh, spec_of(mesh, TOKEN_AXES, (), kind.CACHE_CUT))
-        made.append(jax.jit(create, out_shardings=sharding)())
-    return tuple(made)
+    made = _makers(run, places, length, piece)
+    return tuple(jax.jit(create, out_shardings=NamedSharding(mesh, spec_of(mesh, *cut)))() for create, cut in made)
+
+
+def cache_shapes(run: RunConfig, mesh: Mesh, places: int, length: int, piece: int) -> Caches:
+    """Shapes and shardings of `empty_caches`."""
+    shapes = []
+    for create, cut in _makers(run, places, length, piece):
+        sharding = NamedSharding(mesh, spec_of(mesh, *cut))
+        on_mesh = lambda leaf, sharding=sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        shapes.append(jax.tree.map(on_mesh, jax.eval_shape(create)))
+    return tuple(shapes)
 
 
 def cache_bytes(run: RunConfig, length: int, piece: int) -> int:
     """Of one sequence, on all devices together."""
-    shapes = [
-        jax.eval_shape(lambda layer=layer, room=room: ATTENTIONS[layer.attention.kind].cache(
-            run.model, layer.attention, 1, room, jnp.dtype(run.model.dtype)
-        ))
-        for layer, room in zip(layers_of(run), cache_rooms(run, length, piece), strict=True)
-    ]  # fmt: skip
+    shapes = [jax.eval_shape(create) for create, _ in _makers(run, 1, length, piece)]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+
+
+def _makers(run: RunConfig, places: int, length: int, piece: int) -> Iterator[tuple[Callable[[], KeyValueCache], Any]]:
+    """For each layer, what makes its cache, and how that is cut over mesh axes."""
+    for layer, room in zip(layers_of(run), cache_rooms(run, length, piece), strict=True):
+        assert layer.attention is not None
+        kind = ATTENTIONS[layer.attention.kind]
+        create = functools.partial(kind.cache, run.model, layer.attention, places, room, jnp.dtype(run.model.dtype))
+        yield create, (TOKEN_AXES, (), kind.CACHE_CUT)
 
 
 class Steps:
@@ -117,10 +126,19 @@ class Steps:
         step = self._compiled(*turn.ids.shape, greedy, reach, False)
         return step(self.weights, caches, turn, place, settings)
 
-    def lower(self, caches: Caches, turn: Turn) -> jax.stages.Lowered:
-        """The step of `decode` for greedy sequences, before it is compiled."""
-        settings = Settings.of([GREEDY] * turn.ids.shape[0])
-        return self._compiled(*turn.ids.shape, True, 0, False).lower(self.weights, caches, turn, None, settings)
+    def lower(self, caches: Caches, length: int = 1) -> jax.stages.Lowered:
+        """The step for greedy sequences that read all of their caches, before it is compiled; nothing is allocated.
+
+        `length` 1: that of `decode`, for every sequence that `caches` have a place for. More: that of `prefill`, which
+        goes on by so many tokens of one prompt on each part of the batch.
+        """
+        rows = self.shards if length > 1 else jax.tree.leaves(caches)[0].shape[0]
+        numbers = jnp.zeros(rows, jnp.int32)
+        turn = jax.eval_shape(lambda: Turn(jnp.zeros((rows, length), jnp.int32), numbers, numbers))
+        settings = jax.eval_shape(lambda: Settings.of([GREEDY] * rows))
+        step = self._compiled(rows, length, True, 0, False)
+        place = jax.eval_shape(lambda: numbers) if length > 1 else None
+        return step.lower(self.weights, caches, turn, place, settings)
 
     def dispatcher(self, rows: int) -> str:
         """What carries the choices of so many tokens at a time."""

@@ -4,7 +4,7 @@ Training stacks the layers, to scan over them, and cuts each weight over the mes
 so little that it would spend its time on copies out of the stack and on gathers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, PyTree
 
 from moe_jax.config.schema import RunConfig
 from moe_jax.models.decoder import Decoder
@@ -28,14 +28,17 @@ PRECISE = ("router", "scale", "bias", "sinks", "gate_bias", "up_bias", "down_bia
 FORMS = ("", "int8")
 
 
+Placed = Array | jax.ShapeDtypeStruct  # an array on the mesh, or its shape and sharding
+
+
 class Weights(NamedTuple):
     """What the steps of decoding compute with."""
 
-    step: Int[Array, ""]  # of training, for schedules inside the model
-    embedding: Array
+    step: Any  # of training, for schedules inside the model; like the others an array, its shape or a PartitionSpec
+    embedding: Any
     layers: tuple[Any, ...]  # (parameters, balance biases) of each, nested dicts
     norm: Any
-    head: Array  # [D, V], also where it is tied to the embedding
+    head: Any  # [D, V], also where it is tied to the embedding
 
 
 def blank(run: RunConfig) -> Decoder:
@@ -48,7 +51,13 @@ def blank(run: RunConfig) -> Decoder:
 
 
 def place(
-    run: RunConfig, mesh: Mesh, step: Array, params: Mapping[str, Any], biases: Mapping[str, Any], form: str = ""
+    run: RunConfig,
+    mesh: Mesh,
+    step: Array,
+    params: Mapping[str, Any],
+    biases: Mapping[str, Any],
+    form: str = "",
+    put_on: Callable[[Array, NamedSharding], Placed] = jax.device_put,
 ) -> Weights:
     """The weights of a trained or imported model in the precision of `model.dtype`.
 
@@ -59,9 +68,10 @@ def place(
       params: nested dicts of the model's parameters, on any mesh.
       biases: likewise of its balance biases.
       form: "int8": matrices in int8 with a scale for each output channel; embedding, norms and routers are not.
+      put_on: what moves an array to its place.
     """
     model = blank(run)
-    put = _Placing(mesh, jnp.dtype(run.model.dtype), form)
+    put = _Placing(mesh, jnp.dtype(run.model.dtype), form, put_on)
     layers: list[Any] = []
     for number, segment in enumerate(model.segments):
         for repeat in range(segment.repeats):
@@ -78,6 +88,20 @@ def place(
     return Weights(put.replicated(step), embedding, tuple(layers), norm, head)
 
 
+def weight_shapes(run: RunConfig, mesh: Mesh, form: str = "") -> Weights:
+    """Shapes and shardings of placed weights; nothing is computed or allocated."""
+    made: list[Weights] = []
+
+    def describe() -> None:
+        of = lambda array, sharding: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+        model = Decoder(run, nnx.Rngs(params=0))
+        params, biases = (nnx.to_pure_dict(nnx.state(model, kind)) for kind in (nnx.Param, BalanceBias))
+        made.append(place(run, mesh, jnp.int32(0), params, biases, form, put_on=of))
+
+    jax.eval_shape(describe)
+    return made[0]
+
+
 def specs_of(weights: PyTree) -> PyTree:
     """The PartitionSpecs of placed weights, or of caches."""
     return jax.tree.map(lambda array: array.sharding.spec, weights)
@@ -89,6 +113,7 @@ class _Placing(NamedTuple):
     mesh: Mesh
     dtype: Any
     form: str
+    put_on: Callable[[Array, NamedSharding], Placed]
 
     def tree(self, state: nnx.State, values: Mapping[str, Any], repeat: int | None) -> PyTree:
         """The parameters of a module; of a stack of them those at `repeat`."""
@@ -132,14 +157,14 @@ class _Placing(NamedTuple):
         scale = self.array(packed.scale, scale_axes, jnp.float32)
         return type(packed)(self.array(packed.values, axes, jnp.int8), scale)
 
-    def array(self, value: Array, axes: Axes, dtype: DTypeLike) -> Array:
+    def array(self, value: Array, axes: Axes, dtype: DTypeLike) -> Placed:
         """One array, cut as its axes say."""
         cuts = [RULES[axis].split for axis in axes]
-        return jax.device_put(jnp.asarray(value).astype(dtype), NamedSharding(self.mesh, spec_of(self.mesh, *cuts)))
+        return self.put_on(jnp.asarray(value).astype(dtype), NamedSharding(self.mesh, spec_of(self.mesh, *cuts)))
 
-    def replicated(self, value: Array) -> Array:
+    def replicated(self, value: Array) -> Placed:
         """A whole array on each device."""
-        return jax.device_put(value, NamedSharding(self.mesh, spec_of(self.mesh)))
+        return self.put_on(value, NamedSharding(self.mesh, spec_of(self.mesh)))
 
 
 def num_bytes(tree: PyTree) -> int:
