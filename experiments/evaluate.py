@@ -32,20 +32,26 @@ def main() -> None:
     """Evaluates on held-out data, or on tasks."""
     given = flags.FLAGS
     if not TASKS.value:
+        if given["tasks"].present:
+            raise ConfigError("--tasks= names no file: give one of JSON lines")
+        cli.refuse_flags("from_hf length dtype weights mesh", "is for --tasks")
         for name in ("config", "workdir"):
             if given[name].value is None:
                 raise ConfigError(f"--{name} is missing: give it ({given[name].help})")
         return evaluate_checkpoint(cli.run_config(), cli.workdir())
     if (FROM.value is None) == (given.workdir is None):
         raise ConfigError("--tasks: give one of --workdir=DIR and --from_hf=FOLDER")
-    questions = {name: read(Path(name).expanduser()) for name in TASKS.value}
+    names = [Path(name).stem for name in TASKS.value]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"--tasks names two files {twice[0]!r}, whose results would have one name: rename one")
+    questions = {name: read(Path(path).expanduser()) for name, path in zip(names, TASKS.value, strict=True)}
     sizes = cli.sizes("--mesh", MESH.value)
     if FROM.value is not None:
         found = from_hf(directory("--from_hf", FROM.value), sizes, DTYPE.value, WEIGHTS.value)
     else:
         found = from_workdir(cli.workdir(), sizes, DTYPE.value, WEIGHTS.value)
     steps = Steps(found.run, found.mesh, found.weights)
-    measured = {Path(name).stem: evaluate(steps, found.text, of, LENGTH.value) for name, of in questions.items()}
+    measured = {name: evaluate(steps, found.text, of, LENGTH.value) for name, of in questions.items()}
     print("\n".join(table(measured)))
     if given.workdir is not None:
         write_json(cli.workdir() / "tasks.json", {name: one._asdict() for name, one in measured.items()})

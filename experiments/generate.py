@@ -19,6 +19,8 @@ from moe_jax.inference.generate import generate
 from moe_jax.inference.prompts import read
 from moe_jax.inference.sampling import Sampling
 from moe_jax.inference.source import Source, check_room, from_hf, from_workdir
+from moe_jax.inference.text import check_writable
+from moe_jax.journal.workdir import make_writable
 
 FROM = flags.DEFINE_string("from_hf", None, "Hugging Face folder to decode with, in place of --workdir.")
 PROMPT = flags.DEFINE_string("prompt", None, "One prompt.")
@@ -58,8 +60,16 @@ def main() -> int:
     """Answers, or measures."""
     if (PROMPT.value is None) == (PROMPTS.value is None):
         raise ConfigError("give one of --prompt=TEXT and --prompts=FILE")
+    if not COST.value:
+        cli.refuse_flags("compare price_per_hour", "is for --cost")
+    if "" in STOP.value:
+        raise ConfigError("--stop= is empty: give a text, or leave it out")
+    output = Path(OUTPUT.value).expanduser() if OUTPUT.value else None
+    if output is not None:
+        make_writable(output.parent, "--output")
     sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MIN_P.value, SEED.value)
     sampling.check()
+    check_writable("--prompt", PROMPT.value or "")
     run, mesh, weights, text = source()
     check_room(run, PLACES.value, LENGTH.value, PIECE.value)
     defaults = Request((), MAX_TOKENS.value, sampling, tuple(STOP.value), IGNORE_STOP.value)
@@ -68,7 +78,6 @@ def main() -> int:
     else:
         requests = list(read(Path(PROMPTS.value).expanduser(), text, defaults))
     engine = Engine(run, mesh, weights, text, PLACES.value, LENGTH.value, PIECE.value)
-    output = Path(OUTPUT.value).expanduser() if OUTPUT.value else None
     if output is None and flags.FLAGS.workdir is not None:
         output = cli.workdir() / "generations.jsonl"
     if COST.value:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging as python_logging
+import math
 import os
 import re
 import signal
@@ -151,6 +152,13 @@ def sizes(flag: str, text: str) -> dict[str, int]:
     return {axis: int(size) for axis, size in given.items()}
 
 
+def refuse_flags(names: str, reason: str) -> None:
+    """Raises ConfigError if one of the flags `names`, which stand between spaces, is on the command line."""
+    for name in names.split():
+        if flags.FLAGS[name].present:
+            raise ConfigError(f"--{name} {reason}: leave it out")
+
+
 def workdir() -> Path:
     """--workdir. Raises ConfigError where it can be no directory of this machine."""
     return directory("--workdir", flags.FLAGS.workdir)
@@ -185,6 +193,10 @@ def _run(script: Callable[[], int | None], argv: list[str]) -> int | None:
         raise MachineError(
             f"this process may open {allowed} files at a time, and needs {limits.FEWEST_FILES}: raise `ulimit -n`"
         )
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        if isinstance(value, float) and not math.isfinite(value) and not name.startswith("config."):
+            raise ConfigError(f"--{name}={value} is not finite: give a finite number")
     _join_others()
     try:
         return script()

@@ -38,12 +38,20 @@ BAD = {  # arguments of experiments/train.py, and what the one line says
     ),
     "no field of text": ([CONFIG, "--config.data.text_field="], "data.text_field='' names no field: give the one"),
     "more layers than a list holds": (
-        [CONFIG, f"--config.model.num_layers={10**10}"],
-        "model.num_layers=10000000000 is more than 10000: lower it",
+        [CONFIG, f"--config.model.num_layers={10**9}"],
+        "model.num_layers=1000000000 is more than 10000: lower it",
     ),
     "more weights than memory": (
         [CONFIG, "--config.model.d_model=1000000", "--config.mesh.data=-1", "--config.train.accumulate=1"],
         "GB: lower model.d_model, model.vocab_size or moe.num_experts, or take more devices",
+    ),
+    "a batch larger than memory": (
+        [CONFIG, f"--config.data.batch_size={2**30}", "--config.mesh.data=-1", "--config.train.accumulate=1"],
+        "GB: lower data.batch_size or data.sequence_length, or raise train.accumulate, or take more devices",
+    ),
+    "a number of many bits": (
+        [CONFIG, f"--config.attention.window={10**400}"],
+        "attention.window, of 1329 bits, does not fit into 32 bits: give less than 2147483648",
     ),
     "folder as file": (["--config=configs", "--config.seed=1"], "--config=configs cannot be read"),
     "missing flag": ([], "--config is missing: give it (Config file, for instance configs/quickstart.py.)"),

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "moe_jax"
 FLOORS = (  # from the ground up
     "files", "config", "parallel", "moe", "models", "data", "tasks", "optim", "resolve", "cli", "journal", "train",
-    "interop", "inference", "audit", "report", "sweep", "benchmarks", "documentation",
+    "interop", "report", "inference", "audit", "sweep", "benchmarks", "documentation",
 )  # fmt: skip
 BELOW = {room: FLOORS[:floor] for floor, room in enumerate(FLOORS)}
 MAX_FUNCTION, MAX_FILE = 60, 400

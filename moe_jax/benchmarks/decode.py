@@ -13,7 +13,7 @@ from moe_jax.inference.dense_twins import dense_twin, drawn, random_engine
 from moe_jax.inference.engine import Engine, Request
 from moe_jax.inference.steps import Steps, cache_shapes
 from moe_jax.inference.text import Text
-from moe_jax.inference.weights import weight_shapes
+from moe_jax.inference.weights import num_bytes, weight_shapes
 from moe_jax.parallel.mesh import make_mesh
 from moe_jax.resolve import resolve
 
@@ -32,13 +32,13 @@ MOST_REPEATS = 5
 def run(repeats: int) -> list[dict[str, Any]]:
     """Runs all cases and prints each."""
     repeats = min(repeats, MOST_REPEATS)
-    return [_sparse_and_dense(repeats), _continuous(repeats), _compile_time()]
+    return [_sparse_and_dense(repeats), _forms(repeats), _continuous(repeats), _compile_time()]
 
 
-def _engine(fields: dict[str, Any], places: int, continuous: bool = True) -> Engine:
+def _engine(fields: dict[str, Any], places: int, continuous: bool = True, form: str = "") -> Engine:
     run, mesh = _run(fields), make_mesh(MeshConfig())
     text = Text(lambda text: [1], lambda ids: "", frozenset())
-    return Engine(run, mesh, drawn(run, mesh), text, places, LENGTH, 16, continuous)
+    return Engine(run, mesh, drawn(run, mesh, form), text, places, LENGTH, 16, continuous)
 
 
 def _run(fields: dict[str, Any]) -> RunConfig:
@@ -70,6 +70,24 @@ def _sparse_and_dense(repeats: int) -> dict[str, Any]:
     print(f"batch 1: dense over sparse {faster}, bytes {fewer:.2f}: {faster.median / fewer:.2f} of their ratio")
     print(f"step over its bytes at {bandwidth / 1e9:.1f} GB/s: sparse {over['sparse']:.2f}, dense {over['dense']:.2f}")
     return {"dense_over_sparse": faster, "bytes_ratio": fewer, "over_bandwidth_bound": over, "bandwidth": bandwidth}
+
+
+def _forms(repeats: int) -> dict[str, Any]:
+    """One sequence, in turns: weights in other forms over float32 ones, by time and by size."""
+    forms = {"float32": {}, "bfloat16": {"model.dtype": "bfloat16"}, "int8": {}}
+    engines = {name: _engine(WIDE | fields, 1, form="int8" * (name == "int8")) for name, fields in forms.items()}
+    requests = _requests((TOKENS,))
+    times: dict[str, list[float]] = {name: [] for name in engines}
+    for order in turns(engines, repeats):
+        for name in order:
+            times[name].append(measure(engines[name], requests, bandwidth=1.0).seconds_between_tokens)
+    size = {name: num_bytes(engine.steps.weights) for name, engine in engines.items()}
+    result = {}
+    for name in ("bfloat16", "int8"):
+        ratio = paired_ratio(times, name, "float32")
+        result[name] = {"time_over_float32": ratio, "bytes_over_float32": size[name] / size["float32"]}
+        print(f"{name} over float32: time {ratio}, bytes {size[name] / size['float32']:.2f}")
+    return result
 
 
 def _continuous(repeats: int) -> dict[str, Any]:

@@ -48,9 +48,9 @@ def random_engine(run: RunConfig, like: Engine) -> Engine:
     return Engine(run, mesh, drawn(run, mesh), like.text, like.places, like.length, like.piece)
 
 
-def drawn(run: RunConfig, mesh: Mesh) -> Weights:
-    """Random weights of a model, as decoding reads them."""
-    return place(run, mesh, jnp.int32(0), *drawn_parameters(run))
+def drawn(run: RunConfig, mesh: Mesh, form: str = "") -> Weights:
+    """Random weights of a model, as decoding reads them; `form` is that of `place`."""
+    return place(run, mesh, jnp.int32(0), *drawn_parameters(run), form)
 
 
 def drawn_parameters(run: RunConfig) -> tuple[PyTree, PyTree]:

@@ -33,6 +33,7 @@ class Request:
     stop: tuple[str, ...] = ()  # texts that end it; they are left out
     ignore_stop: bool = False  # go on behind the model's own stop tokens
     name: Any = None  # returned with the answer
+    line: int = 1  # of the file of prompts
 
 
 @dataclasses.dataclass

@@ -23,7 +23,9 @@ def generate(
     """
     good, refused = accepted(engine, requests)
     for line in refused:
-        logging.warning("Prompt %d is left out: %s", line.line, line.reason)
+        logging.warning("Line %d of the prompts is left out: %s", line.line, line.reason)
+    if not good:
+        raise ConfigError(f"no prompt can be answered: {refused[0].reason if refused else 'give some'}")
     stream = len(good) == 1
     with output.open("w", encoding="utf-8") if output else open("/dev/null", "w") as file:
         shown = ""
@@ -45,14 +47,14 @@ def accepted(engine: Engine, requests: Sequence[Request | Refused]) -> tuple[lis
     """Those that the engine can answer, and the others with the reasons."""
     good: list[Request] = []
     refused = [one for one in requests if isinstance(one, Refused)]
-    for number, one in enumerate(requests, 1):
+    for one in requests:
         if isinstance(one, Request):
             try:
                 engine.check(one)
                 good.append(one)
             except ConfigError as error:
-                refused.append(Refused(number, str(error)))
-    return good, refused
+                refused.append(Refused(one.line, str(error)))
+    return good, sorted(refused)
 
 
 def _show(answer: Answer, streamed: bool) -> None:

@@ -15,7 +15,7 @@ from moe_jax.config.rules import ConfigError
 from moe_jax.inference.engine import bucket
 from moe_jax.inference.sampling import GREEDY, Settings
 from moe_jax.inference.steps import Steps, Turn, empty_caches
-from moe_jax.inference.text import Text
+from moe_jax.inference.text import Text, check_writable
 from moe_jax.report.markdown import rows
 
 
@@ -56,25 +56,32 @@ def read(path: Path) -> list[Question]:
 def _question(where: str, line: bytes) -> Question:
     try:
         fields: Any = json.loads(line)
-        context, choices, answer = fields["context"], tuple(fields["choices"]), fields["answer"]
+        context, choices, answer = fields["context"], fields["choices"], fields["answer"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         raise ConfigError(
             f'{where} is no question ({error}): write {{"context": text, "choices": [texts], "answer": number}}'
         ) from None
-    if not isinstance(context, str) or not all(isinstance(one, str) and one for one in choices) or len(choices) < 2:
-        raise ConfigError(f"{where}: context has to be a text, and choices two texts or more")
+    texts = isinstance(choices, list) and all(isinstance(one, str) and one for one in choices)
+    if not isinstance(context, str) or not texts or len(choices) < 2:
+        raise ConfigError(f"{where}: context has to be a text, and choices a list of two texts or more")
+    check_writable(where, "".join((context, *choices)))
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise ConfigError(f"{where}: answer={answer!r} is none of the {len(choices)} choices, counted from 0")
-    return Question(context, choices, answer)
+    return Question(context, tuple(choices), answer)
 
 
 def evaluate(steps: Steps, text: Text, questions: Sequence[Question], length: int) -> Accuracy:
     """How often the likeliest choice is the right one.
 
     A context and a choice are encoded together, and the tokens that the context alone does not have are the choice's.
-    Raises ConfigError for a question that is longer than `length` tokens.
+    Raises ConfigError for a question that is longer than `length` tokens, or whose context has none.
     """
-    sequences = [_encoded(text, one.context, choice, length) for one in questions for choice in one.choices]
+    sequences = []
+    for number, one in enumerate(questions, 1):
+        try:
+            sequences += [_encoded(text, one.context, choice, length) for choice in one.choices]
+        except ConfigError as error:
+            raise ConfigError(f"--tasks: question {number}: {error}") from None
     found = log_likelihoods(steps, sequences)
     return accuracy(questions, [[next(found) for _ in one.choices] for one in questions])
 
@@ -94,9 +101,14 @@ def _encoded(text: Text, context: str, choice: str, length: int) -> tuple[list[i
     """The tokens of both, and how many of them are the context's."""
     alone, both = list(text.encode(context)), list(text.encode(context + choice))
     if len(both) > length:
-        raise ConfigError(f"a question and a choice have {len(both)} tokens: raise --length, which is {length}")
+        raise ConfigError(f"context and choice have {len(both)} tokens: raise --length, which is {length}")
     first = next((at for at, (a, b) in enumerate(zip(alone, both, strict=False)) if a != b), min(len(alone), len(both)))
-    return both, max(min(first, len(both) - 1), 1)
+    if not first:
+        raise ConfigError(
+            f"the context {context!r} has no token of its own before {choice!r}, which is then as likely as anything: "
+            "begin it with some text"
+        )
+    return both, min(first, len(both) - 1)
 
 
 def _mean(right: Sequence[bool]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from moe_jax.config.rules import ConfigError
 from moe_jax.inference.engine import Answer, Request
 from moe_jax.inference.sampling import GREEDY
-from moe_jax.inference.text import Text
+from moe_jax.inference.text import Text, check_writable
 
 OWN: dict[str, Any] = {
     "prompt": str,
@@ -48,7 +48,7 @@ def read(path: Path, text: Text, defaults: Request) -> Iterator[Request | Refuse
             drawn: dict[str, Any] = {name: _number(name, fields.pop(name)) for name in DRAWN if name in fields}
             sampling = dataclasses.replace(sampling, **drawn)
             sampling.check("")
-            yield dataclasses.replace(defaults, **_own(fields, text), sampling=sampling)
+            yield dataclasses.replace(defaults, **_own(fields, text), sampling=sampling, line=number)
         except ConfigError as error:
             yield Refused(number, str(error))
 
@@ -60,6 +60,7 @@ def _fields(line: bytes) -> dict[str, Any]:
         raise ConfigError(f"it is no JSON ({error}): correct it") from None
     if not isinstance(fields, dict):
         raise ConfigError('it is no object: write {"prompt": "..."}')
+    check_writable("it", json.dumps(fields, ensure_ascii=False))
     known = OWN | DRAWN
     for name, value in fields.items():
         if name not in known:

@@ -24,8 +24,8 @@ class Sampling:
     def check(self, where: str = "--") -> None:
         """Raises ConfigError for values that no draw can follow; `where` stands in front of a field's name."""
         rules = {
-            "temperature": (0 <= self.temperature < float("inf"), "0 or more"),
-            "top_k": (self.top_k >= 0, "0 or more"),
+            "temperature": (0 <= self.temperature <= 1e30, "from 0 to 1e30"),
+            "top_k": (0 <= self.top_k < 2**31, "0 or more, less than 2147483648"),
             "top_p": (0 < self.top_p <= 1, "more than 0, at most 1"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
             "seed": (0 <= self.seed < 2**32, "from 0 to 4294967295"),

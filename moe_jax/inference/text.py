@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from moe_jax.config.rules import ConfigError
+
 LOST = "\ufffd"  # what bytes that are no character yet are decoded to
 
 
@@ -45,3 +47,11 @@ class Reader:
         """All of it, with what no character came of."""
         before, now = self._decode(self._recent[: self._said]), self._decode(self._recent)
         return self._text + now[len(before) :]
+
+
+def check_writable(name: str, text: str) -> None:
+    """Raises ConfigError for lone surrogates, which JSON and odd bytes of a command line can spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{name} has characters that UTF-8 cannot write (lone surrogates): remove them") from None

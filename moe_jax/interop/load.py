@@ -1,5 +1,6 @@
 """From a Hugging Face folder to weights on a mesh."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,11 +16,14 @@ from moe_jax.interop.quantized import dequantized
 from moe_jax.interop.read import read_weights
 from moe_jax.interop.table import Binding, Mismatch, compare
 from moe_jax.interop.tensors import Tensor, open_tensors
+from moe_jax.resolve.counting import count
 from moe_jax.train.state import Model
 
 # Tensors of any family that no logits depend on: tables of older releases, which the config says again, and with tied
 # embeddings an output head of its own, which transformers does not read either.
 WITHOUT_COUNTERPART, TIED_HEAD = (r".*\.rotary_emb\.inv_freq",), r"lm_head\.weight"
+AGAIN = "download both again"
+MOST_MISSING = 100  # times as many parameters as there are: no mistake of a few tensors
 LISTED = 5  # names of tensors in a message
 
 
@@ -37,8 +41,13 @@ def load_weights(folder: Folder, run: RunConfig, model: Model) -> Weights:
     line that lists names, before anything is read, where a tensor is missing, is of another shape or is not known.
     """
     shapes = {**by_path(model.shapes), **by_path(model.balance_bias)}
-    bindings = bindings_of(folder, run, shapes)
     tensors = _used(folder, run, dequantized(open_tensors(folder.path)))
+    there, needed = sum(math.prod(tensor.shape) for tensor in tensors.values()), count(run).total_params
+    if needed > MOST_MISSING * there:  # before the names of so many are written out
+        raise ConfigError(
+            f"{folder.path}: {CONFIG} is of {needed:,} parameters, and the tensors have {there:,}: {AGAIN}"
+        )
+    bindings = bindings_of(folder, run, shapes)
     _check(folder, compare(bindings, {name: tensor.shape for name, tensor in tensors.items()}))
     weights = read_weights(tensors, bindings, shapes)
     return Weights(from_paths(weights, model.shapes), from_paths(weights, model.balance_bias))
@@ -64,7 +73,7 @@ def _check(folder: Folder, mismatch: Mismatch) -> None:
     kinds = {"missing": mismatch.missing, "of another shape": mismatch.wrong, "not known": mismatch.extra}
     found = [f"{len(names)} {kind} ({_listed(names)})" for kind, names in kinds.items() if names]
     if found:
-        raise ConfigError(f"{folder.path}: tensors and {CONFIG} are at odds: {'; '.join(found)}: download both again")
+        raise ConfigError(f"{folder.path}: tensors and {CONFIG} are at odds: {'; '.join(found)}: {AGAIN}")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from moe_jax.config.rules import ConfigError
 from moe_jax.data.progress import progress
 from moe_jax.interop.table import Binding, Layout
 from moe_jax.interop.tensors import Tensor
@@ -57,7 +58,7 @@ def _array(
 def read_piece(
     tensors: Mapping[str, Tensor], binding: Binding, index: Index, dtype: Any, pool: ThreadPoolExecutor
 ) -> np.ndarray:
-    """`index` of one parameter, as `dtype`."""
+    """`index` of one parameter, as `dtype`. Raises ConfigError for numbers that are not finite."""
     stacked = binding.names.ndim
     names = np.asarray(binding.names[index[:stacked]], object)  # of one tensor NumPy makes a string
     out = _aligned([cut.stop - cut.start for cut in index], dtype)
@@ -65,6 +66,8 @@ def read_piece(
 
     def fill(place: tuple[int, ...]) -> None:
         _fill(out[place], tensors[names[place]], binding.layout, inner)
+        if not np.isfinite(out[place]).all():
+            raise ConfigError(f"the tensor {names[place]} has numbers that are not finite: get its file again")
 
     list(pool.map(fill, itertools.product(*map(range, names.shape))))
     return out

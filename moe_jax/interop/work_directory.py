@@ -122,7 +122,10 @@ def config_of_run(workdir: Path) -> ml_collections.ConfigDict:
     """The config of the run in a work directory."""
     written = records.read_fields(workdir)
     config = default_config()
-    config.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in written.items()})
+    try:
+        config.update_from_flattened_dict({k: tuple(v) if isinstance(v, list) else v for k, v in written.items()})
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"{workdir}: config.json is damaged ({' '.join(str(error).split())}): restore it") from None
     return config
 
 

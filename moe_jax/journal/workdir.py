@@ -109,7 +109,7 @@ def _probe(folder: Path) -> None:
         folder.rmdir()
 
 
-def make_writable(workdir: Path) -> None:
+def make_writable(workdir: Path, flag: str = "--workdir") -> None:
     """Makes a work directory or a folder of one, where there is none; raises ConfigError where it cannot be written."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -118,9 +118,7 @@ def make_writable(workdir: Path) -> None:
         probe.unlink(missing_ok=True)  # another thread's
     except OSError as error:
         refuse_full(error, workdir)
-        raise ConfigError(
-            f"--workdir={workdir} cannot be written ({error.strerror}): choose another directory"
-        ) from None
+        raise ConfigError(f"{flag}={workdir} cannot be written ({error.strerror}): choose another directory") from None
 
 
 def refuse_full(error: OSError, workdir: Path) -> None:

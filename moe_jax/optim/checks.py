@@ -28,8 +28,6 @@ def check(run: RunConfig) -> None:
     each(run, "train.b1 train.b2", below_one)
     divides("train.accumulate", train.accumulate, "data.batch_size", run.data.batch_size)
     not_blank("train.trainable", [pattern.removeprefix("!") for pattern in train.trainable])
-    if train.steps >= 2**31:
-        raise ConfigError(f"train.steps={train.steps} does not fit into 32 bits: give less than {2**31}")
     if train.schedule == "wsd" and train.warmup_steps + train.decay_steps > train.steps:
         raise ConfigError(
             f"train.decay_steps={train.decay_steps} and train.warmup_steps={train.warmup_steps} exceed "

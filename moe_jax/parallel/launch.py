@@ -17,6 +17,7 @@ from moe_jax.parallel.supervisor import NOISE, PASSED_ON
 
 GRACE_SECONDS = 120.0  # for the others to notice by themselves, after one has failed
 POLL_SECONDS = 0.1
+PROCESS_BYTES = 256 << 20  # of Python with JAX
 
 
 def launch(command: Sequence[str], processes: int, devices: int = 0) -> int:
@@ -29,16 +30,30 @@ def launch(command: Sequence[str], processes: int, devices: int = 0) -> int:
         raise ConfigError("no script: write it behind --, as in `-- experiments/train.py --config=... --workdir=...`")
     if processes < 1:
         raise ConfigError(f"--processes={processes}: give how many are to run, as in --processes=2")
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // PROCESS_BYTES
+    if processes > most:
+        raise ConfigError(
+            f"--processes={processes} take {PROCESS_BYTES >> 20} MB each at least, and this machine has memory for "
+            f"{most}: give fewer"
+        )
     coordinator = f"localhost:{_free_port()}"
-    started = [_start(command, coordinator, processes, number, devices) for number in range(processes)]
+    started: list[subprocess.Popen] = []
+    asked: list[int] = []  # signals that came
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         for process in started:
             if process.poll() is None:
                 process.send_signal(number)
 
     for number in PASSED_ON:
         signal.signal(number, pass_on)
+    for number in range(processes):
+        if asked:  # too early for a process to know what to do: none of them has begun
+            for process in started:
+                process.kill()
+            return 128 + asked[0]
+        started.append(_start(command, coordinator, processes, number, devices))
     speakers = [
         threading.Thread(target=_with_number, args=(stream, out, number))
         for number, process in enumerate(started)

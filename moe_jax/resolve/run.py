@@ -105,6 +105,9 @@ def _fields(cls: type) -> dict[str, Any]:
     return {field.name: field for field in dataclasses.fields(cls)}
 
 
+WIDE = ("seed", "data.max_bytes")  # whole numbers that may need more than 32 bits
+
+
 def _typed(name: str, value: Any, default: Any, declared: Any) -> Any:
     """`value` as the type of `default`. Integers pass for floats, lists for tuples; nothing else is converted."""
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -119,6 +122,9 @@ def _typed(name: str, value: Any, default: Any, declared: Any) -> Any:
         raise ConfigError(
             f"{name}={value!r} is of type {type(value).__name__}: give a value of type {type(default).__name__}"
         )
+    if isinstance(value, int) and abs(value) >= 2**31 and name not in WIDE:
+        shown = f"{name}={value}" if abs(value) < 10**30 else f"{name}, of {value.bit_length()} bits,"
+        raise ConfigError(f"{shown} does not fit into 32 bits: give less than {2**31}")
     return value
 
 

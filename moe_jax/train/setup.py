@@ -107,11 +107,22 @@ def set_up(run: RunConfig) -> Setup:
 
 
 def check_memory(run: RunConfig, memory: float) -> None:
-    """Raises ConfigError where the weights alone take more than so many bytes: XLA would abort, or the machine swap."""
-    parameters = count(run).total_params
-    size = parameters * (8 if run.model.dtype == "float64" else 4)
-    if size > memory:
-        raise ConfigError(
-            f"the weights of {parameters:,} parameters take {size / 1e9:,.0f} GB, and the devices of this run have "
-            f"{memory / 1e9:,.0f} GB: lower model.d_model, model.vocab_size or moe.num_experts, or take more devices"
-        )
+    """Raises ConfigError where the weights, or the input of the first layer, alone take more than so many bytes, of all
+    devices: XLA would abort, or the machine swap.
+    """
+    parameters, itemsize = count(run).total_params, 8 if run.model.dtype == "float64" else 4
+    tokens = run.data.batch_size // run.train.accumulate * run.data.sequence_length
+    needs = {
+        f"the weights of {parameters:,} parameters": parameters * itemsize,
+        f"the embeddings of the {tokens:,} tokens of a micro-batch": tokens * run.model.d_model * 2,
+    }
+    remedies = (
+        "lower model.d_model, model.vocab_size or moe.num_experts",
+        "lower data.batch_size or data.sequence_length, or raise train.accumulate",
+    )
+    for (what, size), remedy in zip(needs.items(), remedies, strict=True):
+        if size > memory:
+            raise ConfigError(
+                f"{what} take {size / 1e9:,.0f} GB, and the devices of this run have {memory / 1e9:,.0f} GB: {remedy}, "
+                "or take more devices"
+            )

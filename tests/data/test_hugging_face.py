@@ -119,6 +119,16 @@ def test_the_end_of_document(file):
         opened(file, end_of_document="<x>")
 
 
+def test_an_id_that_no_array_has(file, tmp_path):
+    parts = json.loads(file.read_text())
+    vocabulary = parts["model"]["vocab"]
+    vocabulary[max(vocabulary, key=vocabulary.get)] = 4294967290
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(parts))
+    with pytest.raises(ValueError, match="has the id 4294967290, more than"):
+        check_vocab_size(config_of(path), 1000)
+
+
 @pytest.mark.parametrize("content", [None, "", "{}", "[" * 100, b"\xff"])
 def test_what_is_no_tokenizer(tmp_path, content):
     path = tmp_path / "tokenizer.json"

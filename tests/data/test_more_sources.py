@@ -164,8 +164,12 @@ def test_text_in_an_archive(tmp_path, suffix):
     path = tmp_path / f"books{suffix}"
     write_archive(path, {"./b/1.txt": b"one", "a.txt": b"two", "b/.hidden": b"no", "b/bin": b"\0"})
     assert read(f"text:{path}") == [("./b/1.txt", "b", "one"), ("a.txt", "books", "two"), None]
-    path.write_bytes(path.read_bytes()[:40])
-    assert "is no whole tar or zip archive" in refusal(f"text:{path}")
+    whole = path.read_bytes()
+    for damaged in (whole[:40], whole[: len(whole) // 2] + b"\xff" * 20 + whole[len(whole) // 2 + 20 :]):
+        path.write_bytes(damaged)
+        if damaged != whole[:40] and suffix in (".tar", ".tgz"):
+            continue  # here it has no checksum over its files
+        assert "is no whole tar or zip archive" in refusal(f"text:{path}")
     assert read(f"text:{tmp_path}") == [None], "in a folder it is a file like others"
 
 
@@ -260,6 +264,7 @@ def test_a_long_run_of_ids_is_cut(monkeypatch):
         (b"123", {}, "3 bytes of"),
         (b"", {"ids_vocab_size": 0}, "data.ids_vocab_size=0 with data.tokenizer='ids': give the number of ids"),
         (b"", {"end_of_document": "10"}, "data.end_of_document=10 is outside [0, 9]"),
+        (b"", {"end_of_document": "9" * 5000}, "999' with data.tokenizer='ids': give its id"),
         (b"", {"end_of_document": "</s>"}, "data.end_of_document='</s>' with data.tokenizer='ids': give its id"),
         (b"", {"tokenizer": "bpe", "end_of_document": ""}, "holds ids and data.tokenizer='bpe' makes its own"),
     ],
@@ -272,6 +277,13 @@ def test_ids_that_do_not_fit(write, content, fields, message):
 def test_a_numpy_file_that_holds_no_ids(tmp_path):
     np.save(tmp_path / "w.npy", np.ones(3))
     assert "holds float64 in the shape (3,): save integers" in refusal(f"tokens:{tmp_path}/w.npy", **IDS)
+    np.save(tmp_path / "w.npy", np.arange(8, dtype="u2"))
+    whole = (tmp_path / "w.npy").read_bytes()
+    for data, size in ((whole[:-8], 8), (whole + b"more", 20)):
+        (tmp_path / "w.npy").write_bytes(data)
+        assert f"holds {size} bytes of numbers, and its header says 16: get it again" in refusal(
+            f"tokens:{tmp_path}/w.npy", **IDS
+        )
     (tmp_path / "w.npy").write_bytes(b"no array")
     assert "is no NumPy file" in refusal(f"tokens:{tmp_path}/w.npy", **IDS)
 

@@ -35,6 +35,9 @@ LINES = {
     '{"ids": [1, "a"]}': "ids: give whole numbers",
     '{"prompt": "a", "stop": [""]}': "stop=['']: give texts",
     "[" * 100_000: "it is no JSON",
+    '{"prompt": "a", "top_k": 4294967296}': "top_k=4294967296: give 0 or more, less than",
+    r'{"prompt": "\ud800"}': "it has characters that UTF-8 cannot write",
+    r'{"prompt": "a", "name": "\udfff"}': "it has characters that UTF-8 cannot write",
     '{"ids": [99]}': None,  # known to be wrong by the model alone
     '{"prompt": ""}': None,
 }
@@ -56,8 +59,8 @@ def test_every_line_is_a_request_or_named(prompts):
             assert one.line == number and one.reason.startswith(reason)
     first, second = found[:2]
     assert (first.prompt, first.max_tokens, first.sampling) == ((0, 1, 2), 5, Sampling(0.5, seed=100))
-    assert second == Request((1, 2), 3, Sampling(0.0, seed=4), ("x",), name="b")
-    assert found[-2].sampling.seed == 113
+    assert second == Request((1, 2), 3, Sampling(0.0, seed=4), ("x",), name="b", line=2)
+    assert found[-2].sampling.seed == 116
 
 
 def test_the_others_are_answered(prompts, tmp_path, caplog, capsys):
@@ -72,8 +75,8 @@ def test_the_others_are_answered(prompts, tmp_path, caplog, capsys):
     assert named["prompt"] == "bc" and named["text"] == TEXT.decode(named["tokens"]) and named["finish"] == "length"
     assert len(named["log_probabilities"]) == 3 and all(one < 0 for one in named["log_probabilities"])
     said = caplog.text
-    for number, part in ((3, "it is no JSON"), (14, "has the token 99"), (15, "a prompt is empty")):
-        assert f"Prompt {number} is left out" in said and part in said
+    for number, part in ((3, "it is no JSON"), (17, "has the token 99"), (18, "a prompt is empty")):
+        assert f"Line {number} of the prompts is left out" in said and part in said
     assert named["text"] in capsys.readouterr().out
 
 
@@ -96,8 +99,10 @@ def test_places_that_do_not_fit_say_how_many_do():
     [
         ("x", "line 1 is no question"),
         ('{"context": "a", "choices": ["b", "c"]}', "line 1 is no question ('answer')"),
-        ('{"context": "a", "choices": ["b"], "answer": 0}', "choices two texts or more"),
-        ('{"context": "a", "choices": ["b", ""], "answer": 0}', "choices two texts or more"),
+        ('{"context": "a", "choices": ["b"], "answer": 0}', "choices a list of two texts or more"),
+        ('{"context": "a", "choices": ["b", ""], "answer": 0}', "choices a list of two texts or more"),
+        ('{"context": "a", "choices": "bc", "answer": 0}', "choices a list of two texts or more"),
+        (r'{"context": "\ud800", "choices": ["b", "c"], "answer": 0}', "line 1 has characters that UTF-8 cannot write"),
         ('{"context": "a", "choices": ["b", "c"], "answer": 2}', "answer=2 is none of the 2 choices, counted from 0"),
         ('{"context": "a", "choices": ["b", "c"], "answer": true}', "answer=True is none of"),
         ("", "has no questions"),
@@ -132,8 +137,21 @@ def test_likelihoods_are_those_of_the_model():
         logits = np.asarray(model(ids)[0], np.float64)
         of_next = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
         assert value == pytest.approx(sum(of_next[i - 1, ids[0, i]] for i in range(at, ids.size)), abs=1e-4)
-    likeliest = int(np.argmax(found[:2]))
-    question = Question("", (sequences[0][0], sequences[1][0]), likeliest)
-    assert evaluate(steps, TEXT, [question], 32).questions == 1
-    with pytest.raises(ConfigError, match="a question and a choice have 5 tokens: raise --length, which is 4"):
-        evaluate(steps, TEXT, [question], 4)
+    choices = ("lo", "xy")
+    of_choice = list(multiple_choice.log_likelihoods(steps, [(TEXT.encode("hel" + choice), 3) for choice in choices]))
+    questions = [Question("hel", choices, answer) for answer in (0, 1)]
+    right = [evaluate(steps, TEXT, [question], 32).accuracy for question in questions]
+    assert right == [float(of_choice[0] > of_choice[1]), float(of_choice[1] > of_choice[0])]
+    with pytest.raises(ConfigError, match="question 2: the context '' has no token of its own before 'lo'"):
+        evaluate(steps, TEXT, [questions[0], Question("", choices, 0)], 32)
+    with pytest.raises(ConfigError, match="question 1: context and choice have 5 tokens: raise --length, which is 4"):
+        evaluate(steps, TEXT, questions, 4)
+
+
+def test_what_cannot_be_answered_leaves_the_answers_before(tmp_path):
+    run, mesh, weights, _ = from_hf(GOLDEN / "llama", {})
+    engine, output = Engine(run, mesh, weights, TEXT, length=16), tmp_path / "answers.jsonl"
+    output.write_text("kept")
+    with pytest.raises(ConfigError, match="no prompt can be answered: a prompt is empty"):
+        generate(engine, [Request(())], output)
+    assert output.read_text() == "kept"

@@ -16,7 +16,7 @@ QUESTIONS = '{"context": "a", "choices": ["b", "c"], "answer": 0}\n'
 BAD = {  # arguments of generate.py, and what the one line says
     "no model": (["--prompt=a"], "give one of --workdir=DIR and --from_hf=FOLDER"),
     "no prompt": ([MIXTRAL], "give one of --prompt=TEXT and --prompts=FILE"),
-    "negative temperature": ([MIXTRAL, "--prompt=a", "--temperature=-1"], "--temperature=-1.0: give 0 or more"),
+    "negative temperature": ([MIXTRAL, "--prompt=a", "--temperature=-1"], "--temperature=-1.0: give from 0 to 1e30"),
     "top_p of nothing": ([MIXTRAL, "--prompt=a", "--top_p=0"], "--top_p=0.0: give more than 0, at most 1"),
     "no places": ([MIXTRAL, "--prompt=a", "--places=0"], "--places=0: give a positive integer"),
     "places the mesh does not divide": (
@@ -30,6 +30,11 @@ BAD = {  # arguments of generate.py, and what the one line says
         [MIXTRAL, "--prompt=a", "--dtype=int4"],
         "--dtype='int4' is unknown: choose one of float32",
     ),
+    "a comparison without costs": ([MIXTRAL, "--prompt=a", "--compare"], "--compare is for --cost: leave it out"),
+    "a price that is none": ([MIXTRAL, "--prompt=a", "--cost", "--price_per_hour=nan"], "--price_per_hour=nan is not"),
+    "no folder for answers": ([MIXTRAL, "--prompt=a", "--output=/proc/x/y"], "--output=/proc/x cannot be written"),
+    "a stop of nothing": ([MIXTRAL, "--prompt=a", "--stop="], "--stop= is empty: give a text, or leave it out"),
+    "bytes that are no text": ([MIXTRAL, b"--prompt=\xff"], "--prompt has characters that UTF-8 cannot write"),
     "no run": (["--workdir=tests", "--prompt=a"], "--workdir=tests holds no run (config.json is missing)"),
 }
 
@@ -52,7 +57,8 @@ def run(script, *arguments):
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_line(files, name):
     arguments, wanted = BAD[name]
-    ended = run("generate.py", *[one.replace("PROMPTS", str(files / "prompts.jsonl")) for one in arguments])
+    named = lambda argument: os.fsdecode(argument).replace("PROMPTS", str(files / "prompts.jsonl"))
+    ended = run("generate.py", *map(named, arguments))
     assert ended.returncode == 2, ended.stderr
     last = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert len(last) == 1 and wanted in last[0], ended.stderr
@@ -66,7 +72,7 @@ def test_answers_and_their_cost(files):
         "--mesh=expert=2", "--max_tokens=4", "--length=32",
     )  # fmt: skip
     assert ended.returncode == 2, ended.stderr  # one is empty
-    assert "Prompt 3 is left out: a prompt is empty" in ended.stderr
+    assert "Line 3 of the prompts is left out: a prompt is empty" in ended.stderr
     answers = {one.get("name"): one for one in map(json.loads, output.read_text().splitlines())}
     assert len(answers["a"]["tokens"]) == 4 and len(answers[None]["tokens"]) == 2
     good = files / "good.jsonl"
@@ -94,5 +100,12 @@ def test_tasks(files):
     """The fixtures have no tokenizer: the questions are read, and the first text is refused."""
     ended = run("evaluate.py", MIXTRAL, f"--tasks={files / 'questions.jsonl'}")
     assert ended.returncode == 2 and "there is no tokenizer.json" in ended.stderr
+    for arguments, wanted in (
+        ([MIXTRAL], "--from_hf is for --tasks: leave it out"),
+        ([MIXTRAL, "--tasks="], "--tasks= names no file: give one"),
+        ([MIXTRAL, "--tasks=a/b.jsonl,c/b.jsonl"], "--tasks names two files 'b', whose results would have one name"),
+    ):
+        ended = run("evaluate.py", *arguments)
+        assert ended.returncode == 2 and wanted in ended.stderr, ended.stderr
     ended = run("evaluate.py")
     assert ended.returncode == 2 and "error: --config is missing: give it" in ended.stderr

@@ -125,6 +125,19 @@ def test_a_type_of_numbers_that_is_not_read(single):
     refused(single, "lm_head.weight", "I64")
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_numbers_that_are_not_finite(single, value):
+    tensors = load_file(single / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = value
+    save_file(tensors, single / "model.safetensors")
+    refused(single, "the tensor model.layers.1.mlp.up_proj.weight has numbers that are not finite: get its file again")
+
+
+def test_a_config_of_a_model_out_of_all_proportion(single):
+    change_config(single, intermediate_size=2**30)
+    refused(single, "config.json is of", "parameters, and the tensors have", "download both again")
+
+
 def test_tensors_at_odds_with_the_config(single):
     tensors = load_file(single / "model.safetensors")
     tensors["model.extra"] = tensors.pop("model.norm.weight")

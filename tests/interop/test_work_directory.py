@@ -211,3 +211,11 @@ def test_a_bias_that_the_family_does_not_have(folder, finetune, tmp_path):
     with pytest.raises(ConfigError, match=r"MixtralForCausalLM cannot say .*moe\.balance_bias"):
         export_run(tmp_path / "run", tmp_path / "out", {})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fields", [{"model.d_model": "x"}, {"model.d_model": 32.5}, {"attention.windows": 5}], ids=str)
+def test_a_config_with_a_value_of_another_type(fields, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "read_fields", lambda workdir: fields)
+    with pytest.raises(ConfigError, match=r"config.json is damaged \(.*\): restore it") as raised:
+        work_directory.config_of_run(tmp_path)
+    assert "\n" not in str(raised.value)

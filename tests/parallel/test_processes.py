@@ -293,7 +293,11 @@ def test_what_xla_says_of_others_is_left_out(capfd):
 
 @pytest.mark.parametrize(
     ("command", "processes", "message"),
-    [([], 2, "no script: write it behind --"), (["train.py"], 0, "--processes=0: give how many are to run")],
+    [
+        ([], 2, "no script: write it behind --"),
+        (["train.py"], 0, "--processes=0: give how many are to run"),
+        (["train.py"], 10**6, "--processes=1000000 take 256 MB each at least, and this machine has memory for"),
+    ],
 )
 def test_a_launcher_says_what_is_missing(command, processes, message):
     with pytest.raises(ConfigError, match=message):

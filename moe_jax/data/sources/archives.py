@@ -1,6 +1,7 @@
 """The regular files of a tar or zip archive, read one after another without unpacking it."""
 
 import contextlib
+import lzma
 import tarfile
 import zipfile
 import zlib
@@ -8,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from moe_jax.config.rules import ConfigError
-from moe_jax.data.sources.compression import decompressed
+from moe_jax.data.sources.compression import broken, decompressed
 from moe_jax.data.sources.source import reading
 
 ZIP = (".zip",)
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError)
 
 
 def archive_stem(path: Path) -> str | None:
@@ -27,12 +28,13 @@ def archive_members(spec: str, path: Path) -> Iterator[tuple[str, bytes]]:
 
     Raises ConfigError where the file is neither a tar nor a zip archive, or damaged.
     """
+    damaged = (*BROKEN, *broken(spec, str(path).lower()))
     with reading(spec, path):
         members = _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(spec, path)
         while True:
             try:
                 member = next(members, None)
-            except BROKEN as error:
+            except damaged as error:
                 raise ConfigError(
                     f"data.source={spec!r}: {str(path)!r} is no whole tar or zip archive ({error}): get it again"
                 ) from None

@@ -1,6 +1,7 @@
 """Files of token ids that were made elsewhere: NumPy arrays, or raw numbers."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,8 +48,16 @@ class TokenFiles:
 
     def _blocks(self, path: str) -> Iterator[NDArray[Any]]:
         with reading(self.spec, path), open(path, "rb") as file:
-            dtype = self._npy_dtype(path, file) if path.endswith(".npy") else np.dtype(self.dtype).newbyteorder("<")
+            if path.endswith(".npy"):
+                dtype, wanted = self._npy_header(path, file)
+            else:
+                dtype, wanted = np.dtype(self.dtype).newbyteorder("<"), None
             size = os.fstat(file.fileno()).st_size - file.tell()
+            if wanted is not None and size != wanted * dtype.itemsize:
+                raise ConfigError(
+                    f"data.source={self.spec!r}: {path!r} holds {size} bytes of numbers, and its header says "
+                    f"{wanted * dtype.itemsize}: get it again"
+                )
             if size % dtype.itemsize:
                 raise ConfigError(
                     f"data.source={self.spec!r}: {size} bytes of {path!r} are no whole number of {dtype.name}: set "
@@ -57,8 +66,8 @@ class TokenFiles:
             while len(block := np.fromfile(file, dtype, BLOCK)):
                 yield block
 
-    def _npy_dtype(self, path: str, file: Any) -> np.dtype[Any]:
-        """The type of the numbers of a NumPy file, which is read up to the first of them."""
+    def _npy_header(self, path: str, file: Any) -> tuple[np.dtype[Any], int]:
+        """Type and number of the numbers of a NumPy file, which is read up to the first of them."""
         try:
             version = np.lib.format.read_magic(file)
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -71,4 +80,4 @@ class TokenFiles:
             raise ConfigError(
                 f"data.source={self.spec!r}: {path!r} holds {dtype} in the shape {shape}: save integers, row by row"
             )
-        return dtype
+        return dtype, math.prod(shape)

@@ -17,6 +17,7 @@ from moe_jax.config.schema import DataConfig
 from moe_jax.data.tokenizers.tokenizer import TrainingText, chunks, compact_dtype
 
 BYTE_FALLBACK = re.compile(r"<0x[0-9A-F]{2}>")  # a token of SentencePiece for one byte
+MOST_IDS = 1 << 28  # far more than any vocabulary has
 SPACE = "\u2581"  # SentencePiece's character for a space
 
 
@@ -80,6 +81,11 @@ def _serialize(config: DataConfig) -> str:
         raise ConfigError(
             f"data.tokenizer={config.tokenizer!r} is no tokenizer.json ({error}): check the file"
         ) from None
+    if vocabulary and max(vocabulary.values()) >= MOST_IDS:
+        raise ConfigError(
+            f"data.tokenizer={config.tokenizer!r} has the id {max(vocabulary.values())}, more than {MOST_IDS} ids: "
+            "check the file"
+        )
     end = config.end_of_document or _named_end(path)
     if end and end not in vocabulary:
         raise ConfigError(

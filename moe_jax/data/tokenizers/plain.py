@@ -69,7 +69,7 @@ def describe_ids(config: DataConfig) -> str:
     end = config.end_of_document
     if not end:
         return json.dumps([config.ids_vocab_size + 1, config.ids_vocab_size])
-    if not (end.isascii() and end.isdecimal()):
+    if not (end.isascii() and end.isdecimal() and len(end) < 20):
         raise ConfigError(f"data.end_of_document={end!r} with data.tokenizer='ids': give its id, a whole number")
     between("data.end_of_document", int(end), 0, config.ids_vocab_size - 1)
     return json.dumps([config.ids_vocab_size, int(end)])
