@@ -46,8 +46,8 @@ def launch(command: Sequence[str], processes: int, devices: int = 0) -> int:
             if process.poll() is None:
                 process.send_signal(number)
 
-    for number in PASSED_ON:
-        signal.signal(number, pass_on)
+    for passed_on in PASSED_ON:
+        signal.signal(passed_on, pass_on)
     for number in range(processes):
         if asked:  # too early for a process to know what to do: none of them has begun
             for process in started:

@@ -28,7 +28,7 @@ def archive_members(spec: str, path: Path) -> Iterator[tuple[str, bytes]]:
 
     Raises ConfigError where the file is neither a tar nor a zip archive, or damaged.
     """
-    damaged = (*BROKEN, *broken(spec, str(path).lower()))
+    damaged: tuple[type[Exception], ...] = (*BROKEN, *broken(spec, str(path).lower()))
     with reading(spec, path):
         members = _zip_members(path) if zipfile.is_zipfile(path) else _tar_members(spec, path)
         while True:
