@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import flags
 
 from moe_jax import cli
+from moe_jax.config.rules import directory
 from moe_jax.journal.workdir import make_writable, write_json
 from moe_jax.report.compare import compare, plot, table
 from moe_jax.report.records import read_record
@@ -36,9 +37,8 @@ def main() -> None:
 
 def _directories(value: str) -> list[Path]:
     """A directory (cells of a sweep have commas in their names), or several joined by commas."""
-    if Path(value).expanduser().is_dir():
-        return [Path(value).expanduser()]
-    return [Path(part).expanduser() for part in value.split(",")]
+    whole = directory("--runs", value)
+    return [whole] if whole.is_dir() else [directory("--runs", part) for part in value.split(",")]
 
 
 if __name__ == "__main__":

@@ -66,6 +66,8 @@ def main() -> int:
         raise ConfigError("--stop= is empty: give a text, or leave it out")
     output = Path(OUTPUT.value).expanduser() if OUTPUT.value else None
     if output is not None:
+        if output.is_dir() or (PROMPTS.value and output.resolve() == Path(PROMPTS.value).expanduser().resolve()):
+            raise ConfigError(f"--output={output} is a folder, or the file of prompts: give a file of its own")
         make_writable(output.parent, "--output")
     sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MIN_P.value, SEED.value)
     sampling.check()

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -38,6 +39,7 @@ from moe_jax.parallel.processes import (
 from moe_jax.parallel.supervisor import fork_worker
 from moe_jax.resolve import check_field, resolve
 
+LEAVE_SECONDS = 20.0  # for what runs at exit, after Ctrl-C
 BAD_INPUT, MACHINE, DIVERGED = 2, 3, 4  # exit codes; 1 is Python's own, for a fault of the code
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # how XLA words it
 WAY_TO_OTHERS = r"(?i)gloo|nccl|coordination service"  # what it says where another process does not answer
@@ -173,7 +175,12 @@ def main(script: Callable[[], int | None]) -> None:
     """
     terminal.prepare()
     sys.unraisablehook = _show_unraisable
-    app.run(lambda argv: _run_and_leave(script, argv), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
+    try:
+        app.run(lambda argv: _run_and_leave(script, argv), flags_parser=lambda argv: _guarded(lambda: _parse(argv)))
+    except SystemExit as ended:
+        if ended.code == 128 + signal.SIGINT:
+            _leave_in_time(ended.code)
+        raise
 
 
 def _run_and_leave(script: Callable[[], int | None], argv: list[str]) -> int | None:
@@ -308,6 +315,13 @@ def _guarded(call: Callable):
         if not _raised_here(error):
             raise
         _end(f"error: {error}", BAD_INPUT)
+
+
+def _leave_in_time(code: int) -> None:
+    """Ends the process soon, also where a thread of a library that was interrupted never ends."""
+    timer = threading.Timer(LEAVE_SECONDS, os._exit, [code])
+    timer.daemon = True
+    timer.start()
 
 
 def _end(line: str, code: int) -> NoReturn:

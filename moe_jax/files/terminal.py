@@ -1,28 +1,30 @@
 """Standard input and output as a program may rely on them, whoever started it."""
 
 import os
+import signal
 import sys
-from types import TracebackType
+from types import FrameType, TracebackType
 
 
 def quiet_interrupts() -> None:
     """From here on, Ctrl-C ends the program without a traceback, wherever nobody catches it."""
     show = sys.excepthook
+    came: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
 
     def show_but_interrupts(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-        if not _is_interrupt(error):
+        # Libraries turn a Ctrl-C into an ImportError, which may not even say so, while they are imported.
+        if isinstance(error, ImportError) and came:
+            os._exit(128 + signal.SIGINT)
+        if not isinstance(error, KeyboardInterrupt):
             show(kind, error, traceback)
 
     sys.excepthook = show_but_interrupts
-
-
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether it is Ctrl-C, or the ImportError that libraries make of it while they are imported."""
-    while isinstance(error, ImportError):
-        if "KeyboardInterrupt" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return isinstance(error, KeyboardInterrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def prepare() -> None:

@@ -74,9 +74,12 @@ def cache_shapes(run: RunConfig, mesh: Mesh, places: int, length: int, piece: in
 
 
 def cache_bytes(run: RunConfig, length: int, piece: int) -> int:
-    """Of one sequence, on all devices together."""
-    shapes = [jax.eval_shape(create) for create, _ in _makers(run, 1, length, piece)]
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    """Of one sequence, on all devices together; where heads are not cut, every device along `tensor` has it whole."""
+    total = 0
+    for create, (*_, heads) in _makers(run, 1, length, piece):
+        leaves = jax.tree.leaves(jax.eval_shape(create))
+        total += sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) * (1 if heads else run.mesh.tensor)
+    return total
 
 
 def _makers(run: RunConfig, places: int, length: int, piece: int) -> Iterator[tuple[Callable[[], KeyValueCache], Any]]:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -14,7 +15,7 @@ from moe_jax.inference.multiple_choice import Question, evaluate
 from moe_jax.inference.prompts import read
 from moe_jax.inference.sampling import Sampling
 from moe_jax.inference.source import from_hf, places_problem
-from moe_jax.inference.steps import Steps
+from moe_jax.inference.steps import Steps, cache_bytes, empty_caches
 from moe_jax.inference.text import Text
 from moe_jax.interop.loaded_model import load_hf
 
@@ -92,6 +93,15 @@ def test_places_that_do_not_fit_say_how_many_do():
     assert places_problem(run, 8, 100, 16, free=8.0 * each) is None
     problem = places_problem(run, 9, 100, 16, free=8.5 * each)
     assert problem is not None and problem.endswith("GB for their caches, and 8 fit: lower one of the two")
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "llama"])
+def test_the_room_of_caches_is_what_devices_hold(family):
+    sizes = {"fsdp": 2, "expert": 2, "tensor": 2}
+    run, mesh, _, _ = from_hf(GOLDEN / family, sizes)
+    caches = empty_caches(run, mesh, 8, 48, 16)
+    held = sum(shard.data.nbytes for leaf in jax.tree.leaves(caches) for shard in leaf.addressable_shards)
+    assert 8 * cache_bytes(run, 48, 16) == held
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ BAD = {  # arguments of generate.py, and what the one line says
     "a comparison without costs": ([MIXTRAL, "--prompt=a", "--compare"], "--compare is for --cost: leave it out"),
     "a price that is none": ([MIXTRAL, "--prompt=a", "--cost", "--price_per_hour=nan"], "--price_per_hour=nan is not"),
     "no folder for answers": ([MIXTRAL, "--prompt=a", "--output=/proc/x/y"], "--output=/proc/x cannot be written"),
+    "answers over the prompts": ([MIXTRAL, "--prompts=PROMPTS", "--output=PROMPTS"], "give a file of its own"),
     "a stop of nothing": ([MIXTRAL, "--prompt=a", "--stop="], "--stop= is empty: give a text, or leave it out"),
     "bytes that are no text": ([MIXTRAL, b"--prompt=\xff"], "--prompt has characters that UTF-8 cannot write"),
     "no run": (["--workdir=tests", "--prompt=a"], "--workdir=tests holds no run (config.json is missing)"),
