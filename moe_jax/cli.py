@@ -154,6 +154,17 @@ def sizes(flag: str, text: str) -> dict[str, int]:
     return {axis: int(size) for axis, size in given.items()}
 
 
+def numbers(flag: str, text: str) -> dict[str, float]:
+    """The NAME=NUMBER,... of a flag; raises ConfigError for what is no number."""
+    found = {}
+    for name, value in pairs(flag, text).items():
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ConfigError(f"{flag}={text}: {name}={value} is no number: give one, as in {name}=2.5") from None
+    return found
+
+
 def refuse_flags(names: str, reason: str) -> None:
     """Raises ConfigError if one of the flags `names`, which stand between spaces, is on the command line."""
     for name in names.split():

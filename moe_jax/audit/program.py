@@ -62,6 +62,8 @@ class Collective:
     shapes: tuple[str, ...]  # shapes of the results, one for each array that the compiler packed into the collective
     op_name: str  # JAX's name of the operation
     source: str  # the lines of Python that led to it, outermost first
+    name: str  # of the instruction
+    group: tuple[int, ...]  # the first replica group, as places in the mesh, row by row
 
     @property
     def hidden(self) -> bool:
@@ -175,7 +177,7 @@ def _collective(
         paired and not pair
     ):  # it ends in another computation, so only the start's shape is known: operands, then results
         results = results[len(instruction.operands) :][: len(instruction.operands)] or results
-    axes, size = _span(instruction, meshes)
+    axes, size, group = _span(instruction, meshes)
     count = program.executions[place.computation]
     if math.isnan(count):
         raise ValueError(f"{kind} {instruction.name} is in a loop whose trip count is not in the program's text")
@@ -194,6 +196,8 @@ def _collective(
         shapes=tuple(map(str, results)),
         op_name=named.text("op_name"),
         source=program.source(named),
+        name=instruction.name,
+        group=group,
     )
 
 
@@ -213,14 +217,18 @@ def _reduction(program: Program, instruction: Instruction) -> Instruction:
     return _root(program.computations[callee]) if callee else instruction
 
 
-def _span(instruction: Instruction, meshes: Sequence[Mesh | AbstractMesh]) -> tuple[tuple[str, ...], int]:
-    """Axes and size of a collective's replica groups, by the first of `meshes` that has such axes."""
+def _span(
+    instruction: Instruction, meshes: Sequence[Mesh | AbstractMesh]
+) -> tuple[tuple[str, ...], int, tuple[int, ...]]:
+    """Axes, size and first of a collective's replica groups, by the first of `meshes` that has such axes."""
     mesh = meshes[0]
     if instruction.opcode.startswith("collective-permute"):
-        axes = axes_of_pairs(source_target_pairs(instruction.attributes), mesh)
-        return axes, math.prod(mesh.shape[axis] for axis in axes)
+        pairs = source_target_pairs(instruction.attributes)
+        axes = axes_of_pairs(pairs, mesh)
+        return axes, math.prod(mesh.shape[axis] for axis in axes), tuple(pairs[0].tolist())
     groups = replica_groups(instruction.attributes, mesh.size)
-    return next(filter(None, (axes_of_replica_groups(groups, one) for one in meshes)), ()), groups.shape[1]
+    axes = next(filter(None, (axes_of_replica_groups(groups, one) for one in meshes)), ())
+    return axes, groups.shape[1], tuple(groups[0].tolist())
 
 
 def _pair(instructions: list[Instruction], start: int) -> tuple[int, int] | None:

@@ -1,19 +1,21 @@
-"""Describes devices that are not there, to compile for them: "v5p:4x4x4", "h100:8", "h100:2x8" (hosts x GPUs).
+"""Describes devices that are not there, to compile for them: "v5p:4x4x4", "4*v5p:8x8x8", "h100:8", "h100:2x8".
 
-TPU names and topologies are libtpu's, in chips. For GPUs the last number counts those of one NVLink domain (a host, or
-a rack of GB200) and the one before it the domains. The compiled program depends on the chip and on the mesh, not on how
-GPUs are wired.
+TPU names and topologies are libtpu's, in chips; 4* joins four slices over the network. For GPUs the last number counts
+those of one NVLink domain (a host, or a rack of GB200) and the one before it the domains. The compiled program depends
+on the chip and on the mesh, not on how GPUs are wired.
 
-Add a GPU by adding its row to `GPUS`, a TPU by its name to `TPUS`.
+Add a GPU by adding its row to `GPUS`, a TPU by its name to `TPUS`; both need a row in `moe_jax.parallel.chips` too.
 """
 
 import importlib.util
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
+
+from moe_jax.parallel.chips import CHIPS, Chip
 
 
 class Gpu(NamedTuple):
@@ -42,10 +44,19 @@ GPUS = {
     "h200": Gpu(
         "NVIDIA H200 141GB HBM3e", 9, 132, 128, 1.98, 151_397_597_184, 4_800_000_000_000, 52_428_800, 233_472, 8, 8
     ),
+    "h800": Gpu("NVIDIA H800", 9, 132, 128, 1.98, 84_942_979_072, 3_352_320_000_000, 52_428_800, 233_472, 8, 8),
     "b200": Gpu("NVIDIA B200", 10, 148, 128, 1.965, 191_514_411_008, 7_672_320_000_000, 132_644_864, 233_472, 8, 8),
     "gb200": Gpu("NVIDIA GB200", 10, 152, 128, 2.062, 197_897_748_480, 7_928_064_000_000, 135_528_448, 233_472, 4, 72),
+    "gb300": Gpu("NVIDIA GB300", 10, 152, 128, 2.062, 306_000_000_000, 7_928_064_000_000, 135_528_448, 233_472, 4, 72),
 }
-TPUS = {"v4": "2x2x1", "v5e": "2x2", "v5p": "2x2x1", "v6e": "2x2", "tpu7x": "2x2x1"}  # the smallest topology: one host
+TPUS = {  # libtpu's name, the smallest topology (one host), and the chip's name in `CHIPS`
+    "v4": ("v4", "2x2x1", "TPU v4"),
+    "v5e": ("v5e", "2x2", "TPU v5 lite"),
+    "v5p": ("v5p", "2x2x1", "TPU v5"),
+    "v6e": ("v6e", "2x2", "TPU v6 lite"),
+    "v7": ("tpu7x", "2x2x1", "TPU7x"),
+    "tpu7x": ("tpu7x", "2x2x1", "TPU7x"),
+}
 
 # Without these settings libtpu asks Google's metadata server where it runs, and refuses a second process.
 _ENVIRONMENT = {
@@ -56,44 +67,65 @@ _ENVIRONMENT = {
 }
 
 
+class Target(NamedTuple):
+    """Devices to compile for."""
+
+    name: str
+    devices: list[jax.Device]  # in the order of the topology
+    chip: Chip
+    domain: int  # GPUs that a switch connects
+
+
 def devices(target: str) -> list[jax.Device]:
-    """Devices that one can compile for but not run on, in the order of the topology.
+    """The devices of `target_of`."""
+    return target_of(target).devices
+
+
+def target_of(target: str) -> Target:
+    """Devices that one can compile for but not run on, in the order of the topology, and what they are.
 
     Unless the user chose platforms, JAX runs on CPU from here on. Variables that the environment already has stay.
 
     Raises ValueError (one line) for a name or topology that does not exist, and if the compiler is not installed.
     """
     chip, colon, topology = target.partition(":")
+    slices, star, chip = chip.rpartition("*")
     if chip not in GPUS and chip not in TPUS:
         raise ValueError(f"target={target}: no chip named {chip!r}: use one of {', '.join([*TPUS, *GPUS])}")
-    if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", topology):
-        example = f"{chip}:{TPUS.get(chip, '8')}"
+    if not colon or not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4})*", topology):
+        example = f"{chip}:{TPUS[chip][1] if chip in TPUS else '8'}"
         raise ValueError(f"target={target}: {topology!r} is not a topology: write it as in {example}")
+    if star and (chip in GPUS or not re.fullmatch(r"[1-9]\d{0,3}", slices)):
+        raise ValueError(f"target={target}: {slices + star!r} is no number of TPU slices: write 4*v5p:8x8x8")
     if not jax.config.values.get("jax_platforms"):
         jax.config.update("jax_platforms", "cpu")
-    return _tpus(chip, topology) if chip in TPUS else _gpus(chip, topology)
+    if chip in TPUS:
+        return Target(target, _tpus(target, chip, topology, int(slices or 1)), CHIPS[TPUS[chip][2]], 1)
+    sizes = [int(size) for size in topology.split("x")]
+    return Target(target, _gpus(chip, topology, sizes), CHIPS[chip.upper()], sizes[-1])
 
 
-def _tpus(chip: str, topology: str) -> list[jax.Device]:
+def _tpus(target: str, chip: str, topology: str, slices: int) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
-        raise ValueError(f"target={chip}:{topology} needs XLA for TPU: pip install 'moe_jax[aot]', or make venv-aot")
+        raise ValueError(f"target={target} needs XLA for TPU: pip install 'moe_jax[aot]', or make venv-aot")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    of_slices: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    name, smallest, _ = TPUS[chip]
     try:
-        return list(topologies.get_topology_desc(f"{chip}:{topology}", platform="tpu").devices)
+        return list(topologies.get_topology_desc(f"{name}:{topology}", platform="tpu", **of_slices).devices)
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(
-            f"target={chip}:{topology} is not a topology of {chip} (one host is {TPUS[chip]}): {_one_line(error)}"
+            f"target={target} is not a topology of {chip} (one host is {smallest}): {_one_line(error)}"
         ) from None
 
 
-def _gpus(chip: str, topology: str) -> list[jax.Device]:
+def _gpus(chip: str, topology: str, sizes: list[int]) -> list[jax.Device]:
     if not any(importlib.util.find_spec(f"jax_plugins.xla_cuda{major}") for major in (12, 13)):
         raise ValueError(
             f"target={chip}:{topology} needs XLA for NVIDIA: make venv-aot, or pip install 'moe_jax[cuda12]'"
         )
     gpu = GPUS[chip]
-    sizes = [int(size) for size in topology.split("x")]
     domains, size = sizes if len(sizes) == 2 else (1, sizes[0])
     if len(sizes) > 2 or size > gpu.per_domain or (size > gpu.per_host and size % gpu.per_host):
         raise ValueError(

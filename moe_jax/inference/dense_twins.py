@@ -15,6 +15,7 @@ from moe_jax.inference.engine import Engine
 from moe_jax.inference.weights import Weights, place
 from moe_jax.models.decoder import Decoder
 from moe_jax.moe.bias_updates import BalanceBias
+from moe_jax.moe.packed import Quantized
 from moe_jax.resolve.counting import Counts, count
 
 MULTIPLE = 8  # of the twins' d_ff
@@ -43,9 +44,10 @@ def twins(engine: Engine) -> dict[str, Engine]:
 
 
 def random_engine(run: RunConfig, like: Engine) -> Engine:
-    """An engine of a model that is drawn, in the places and pieces of another one."""
+    """An engine of a model that is drawn, in the places, pieces and form of weights of another one."""
     mesh = like.steps.mesh
-    return Engine(run, mesh, drawn(run, mesh), like.text, like.places, like.length, like.piece)
+    form = "int8" if isinstance(like.steps.weights.head, Quantized) else ""
+    return Engine(run, mesh, drawn(run, mesh, form), like.text, like.places, like.length, like.piece)
 
 
 def drawn(run: RunConfig, mesh: Mesh, form: str = "") -> Weights:

@@ -16,11 +16,11 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from moe_jax.audit.compile import build
 from moe_jax.audit.hlo import arrays, parse
 from moe_jax.audit.program import bytes_sent, collectives, matmuls
 from moe_jax.audit.replica_groups import axes_of_pairs, axes_of_replica_groups, replica_groups
 from moe_jax.audit.table import audit, table
-from moe_jax.config.schema import RunConfig
 from moe_jax.parallel.mesh import make_mesh
 
 AXES = ("data", "fsdp", "expert")
@@ -264,14 +264,14 @@ def test_an_audit_needs_text_and_memory(monkeypatch, method):
     program = jax.jit(jnp.sin).lower(1.0).compile()
     monkeypatch.setattr(type(program), method, lambda self: None)
     with pytest.raises(ValueError, match="reports no text or no memory"):
-        audit(RunConfig(), MESH, program, 0.0)
+        build(lambda: (program, 0.0))
 
 
 def test_the_audit_counts_the_models_flops():
     """One layer of four heads of 16 dimensions over 128 positions, weights by hand: attention, feed-forward, head."""
     run = run_of({"model.num_layers": 1, "data.sequence_length": 128})
     weights, scores = 4 * 64 * 64 + 2 * 64 * 256 + 64 * 264, 2 * 64 * 128
-    result = audit(run, make_mesh(run.mesh), jax.jit(jnp.sin).lower(1.0).compile(), 0.0)
+    result = audit(run, make_mesh(run.mesh), build(lambda: (jax.jit(jnp.sin).lower(1.0).compile(), 0.0)))
     assert result["flops_per_token"] == 6 * (weights + scores)
     assert result["causal_flops_per_token"] == 6 * weights + 3 * scores
     assert "0.00 GFLOPs a token, 0.00 with half of the scores" in table(result)

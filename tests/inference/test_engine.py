@@ -110,6 +110,10 @@ def test_stops(model, first_engine, together, requests):
         by_text = dataclasses.replace(requests[4], stop=(spelled[1:3],))
         answer = next(iter(engine.answers([by_text])))
         assert answer.text == spelled[: spelled.index(spelled[1:3])] and answer.finish == "stop"
+        both = (spelled[2:3], spelled[1:3])  # the first that begins counts, where one token ends both
+        answer = next(iter(engine.answers([dataclasses.replace(requests[4], stop=both)])))
+        ends = next(n for n in range(len(spelled)) if any(stop in spelled[:n] for stop in both))
+        assert answer.text == spelled[: min(spelled.index(stop) for stop in both if stop in spelled[:ends])]
         long = dataclasses.replace(requests[4], max_tokens=1000)
         answer = next(iter(engine.answers([long])))
         assert len(answer.tokens) == LENGTH - len(long.prompt) and answer.finish == "length"
@@ -122,7 +126,7 @@ def test_stops(model, first_engine, together, requests):
         (Request((1,) * LENGTH), f"a prompt of {LENGTH} tokens has no room in --length={LENGTH}: raise --length to"),
         (Request((1, 40)), "a prompt has the token 40, and the vocabulary has 40: remove it"),
         (Request((1,), max_tokens=0), "max_tokens=0: give 1 or more"),
-        (Request((1,), sampling=Sampling(temperature=-1.0)), "--temperature=-1.0: give 0 or more"),
+        (Request((1,), sampling=Sampling(temperature=-1.0)), "--temperature=-1.0: give from 0 to 1e30"),
     ],
 )
 def test_what_cannot_be_answered_is_one_line(first_engine, request_, message):

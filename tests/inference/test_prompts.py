@@ -9,6 +9,7 @@ import pytest
 
 from moe_jax.config.rules import ConfigError
 from moe_jax.inference import multiple_choice
+from moe_jax.inference.dense_twins import twins
 from moe_jax.inference.engine import Engine, Request
 from moe_jax.inference.generate import generate
 from moe_jax.inference.multiple_choice import Question, evaluate
@@ -18,6 +19,7 @@ from moe_jax.inference.source import from_hf, places_problem
 from moe_jax.inference.steps import Steps, cache_bytes, empty_caches
 from moe_jax.inference.text import Text
 from moe_jax.interop.loaded_model import load_hf
+from moe_jax.moe.packed import Quantized
 
 GOLDEN = Path(__file__).parents[1] / "interop" / "golden"
 TEXT = Text(lambda text: [ord(c) - 97 for c in text], lambda ids: "".join(chr(97 + i) for i in ids), frozenset())
@@ -79,6 +81,12 @@ def test_the_others_are_answered(prompts, tmp_path, caplog, capsys):
     for number, part in ((3, "it is no JSON"), (17, "has the token 99"), (18, "a prompt is empty")):
         assert f"Line {number} of the prompts is left out" in said and part in said
     assert named["text"] in capsys.readouterr().out
+
+
+def test_twins_have_the_precision_of_the_model():
+    run, mesh, weights, text = from_hf(GOLDEN / "mixtral", {}, form="int8")
+    for twin in twins(Engine(run, mesh, weights, text, length=16)).values():
+        assert isinstance(twin.steps.weights.head, Quantized)
 
 
 def test_no_file_of_prompts(tmp_path):
