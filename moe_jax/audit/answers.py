@@ -45,7 +45,7 @@ class Work:
         decoded sees all of its sequence.
         """
         if self.mode == TRAIN:
-            return causal_flops_per_token(run) * self.tokens(run)
+            return float(causal_flops_per_token(run) * self.tokens(run))
         at_length = dataclasses.replace(run, data=dataclasses.replace(run.data, sequence_length=self.length))
         per_token = count(at_length).flops_per_token if self.mode == DECODE else causal_flops_per_token(at_length)
         return per_token / 3 * self.tokens(run)

@@ -14,6 +14,9 @@ FREE = frozenset((
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
     "opt-barrier", "domain", "add-dependency", "get-dimension-size",
 ))  # fmt: skip
+COLLECTIVES = frozenset((
+    "all-to-all", "ragged-all-to-all", "all-gather", "reduce-scatter", "all-reduce", "collective-permute",
+))  # fmt: skip
 GEMMS = ("gemm", "matmul")  # parts of the names of library calls: __cublas$gemm, __onednn$matmul
 IN_CHIP = re.compile(r"\b[a-z]+\d*\w*\[[\d,]*\]\{[^}]*S\([1-9]\)[^}]*\}")  # arrays in a memory inside the chip
 NO_ESTIMATE = 2**63 - 1  # what XLA for TPU writes where it has none
@@ -53,32 +56,37 @@ class Costs:
         if instruction.opcode == "dot":
             return _dot(instruction, shapes, _listed(instruction.attributes, "lhs_contracting_dims"))
         if instruction.opcode == "ragged-dot":
-            return 2 * math.prod(_shape(instruction.operands[0], shapes).dims) * arrays(instruction.shape)[0].dims[-1]
+            return 2.0 * math.prod(_shape(instruction.operands[0], shapes).dims) * arrays(instruction.shape)[0].dims[-1]
         if instruction.opcode == "convolution":
             return _convolution(instruction, shapes)
         if any(name in instruction.text("custom_call_target") for name in GEMMS):
             found = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
             dims = [int(dim) for dim in json.loads(f"[{found[1]}]")] if found else []
             return _dot(instruction, shapes, dims)
-        return sum(self._inside(callee) for role, callee in instruction.callees() if role == "calls")
+        return sum((self._inside(callee) for role, callee in instruction.callees() if role == "calls"), 0.0)
 
     def _inside(self, computation: str) -> float:
         if computation not in self._flops:
             instructions = self.program.computations[computation]
-            self._flops[computation] = sum(self.flops(computation, instruction) for instruction in instructions)
+            self._flops[computation] = sum((self.flops(computation, one) for one in instructions), 0.0)
         return self._flops[computation]
 
     def _touched(self, computation: str, instruction: Instruction) -> float:
         """Bytes that an instruction reads and writes in the chip's memory.
 
-        Of an array that is sliced inside a fusion, or updated in place, only the slice counts.
+        Of an array that is sliced inside a fusion, or updated in place, only the slice counts. Collectives, which pass
+        through the memory more slowly than it can, count nothing, and neither does the end of what is asynchronous.
         """
-        shapes = self._shapes[computation]
+        shapes, opcode = self._shapes[computation], instruction.opcode
+        if opcode.endswith(("-done", "-update")) or opcode.removesuffix("-start") in COLLECTIVES:
+            return 0.0
+        if opcode == "copy-start":  # what is written, what is read, and a handle
+            return sum((array.bytes for array in _in_memory(instruction.shape)), 0.0)
         inside = {i.opcode for _, callee in instruction.callees() for i in self.program.computations[callee]}
         inside.add(instruction.opcode)
         read = [a for name in instruction.operands for a in _in_memory(shapes.get(name, ""))]
         written = _in_memory(instruction.shape)
-        size = lambda of: sum(array.bytes for array in of)
+        size = lambda of: sum((array.bytes for array in of), 0.0)
         if inside & {"dynamic-update-slice", "scatter"}:
             read, written = [array for array in read if array not in written], []
             return 2 * size(read)

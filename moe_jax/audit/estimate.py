@@ -26,9 +26,9 @@ class Estimate:
     flops: float  # of matrix products, loops multiplied out
     bytes: float  # that pass through the chip's memory
     link_seconds: dict[str, float]  # of all collectives, by link
-    lower: float  # seconds, if compute, memory and links all work side by side at their peaks
-    upper: float  # seconds, if nothing runs beside anything else
-    schedule: Walked  # at what a chip reaches of its peaks
+    lower: float  # seconds, if compute, memory and links all work side by side, the first two at their peaks
+    upper: float  # seconds, if nothing runs beside anything else, at what a chip reaches of its peaks
+    schedule: Walked  # likewise
     compiler: Walked | None  # by the compiler's cycles; None: it has none
     without_cycles: float  # fraction of the time of `compiler` that has no estimate of its own
 
@@ -66,7 +66,7 @@ def estimate(
         bytes=size,
         link_seconds=dict(per_link),
         lower=max(flops / chip.flops, size / chip.bandwidth, *per_link.values(), 0.0),
-        upper=flops / chip.flops + size / chip.bandwidth + sum(per_link.values()),
+        upper=flops / (chip.flops * matmul) + size / (chip.bandwidth * memory) + sum(per_link.values()),
         schedule=walk(Rates(chip, matmul, memory)),
         compiler=walk(Rates(chip, matmul, memory, cycles=True)) if cycles else None,
         without_cycles=unknown / (unknown + cycles / chip.clock) if cycles else 1.0,

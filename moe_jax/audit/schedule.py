@@ -10,9 +10,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from moe_jax.audit.costs import Cost, Costs
+from moe_jax.audit.costs import COLLECTIVES, Cost, Costs
 from moe_jax.audit.hlo import Instruction, Program, trip_count
-from moe_jax.audit.program import KINDS
 from moe_jax.parallel.chips import Chip
 
 MATMUL, MEMORY = "matrix products", "memory"
@@ -142,5 +141,5 @@ class Walk:
         elif inside := [link for callee in callees.values() for link in self._inside(callee)]:
             # a collective that is fused with what follows it
             walked.add(*max(inside, key=lambda one: one[1])[1:])
-        elif instruction.opcode not in KINDS:
+        elif instruction.opcode not in COLLECTIVES:
             walked.add(*self.rates.seconds(self.costs.of(name, instruction)))
