@@ -31,9 +31,10 @@ def generate(
         shown = ""
         for answer in engine.tokens(good):
             if stream:
-                sys.stdout.write(answer.text[len(shown) :] if answer.text.startswith(shown) else "")
+                settled = answer.text if answer.finish else _settled(answer.text, answer.request.stop)
+                sys.stdout.write(settled[len(shown) :])
                 sys.stdout.flush()
-                shown = answer.text
+                shown = settled if len(settled) > len(shown) else shown
             if answer.finish:
                 file.write(as_line(answer, engine.text, log_probabilities) + "\n")
                 file.flush()
@@ -55,6 +56,12 @@ def accepted(engine: Engine, requests: Sequence[Request | Refused]) -> tuple[lis
             except ConfigError as error:
                 refused.append(Refused(one.line, str(error)))
     return good, sorted(refused)
+
+
+def _settled(text: str, stops: Sequence[str]) -> str:
+    """The text without an end that may be the beginning of a stop."""
+    held = [n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])]
+    return text[: len(text) - max(held, default=0)]
 
 
 def _show(answer: Answer, streamed: bool) -> None:

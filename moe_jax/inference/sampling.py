@@ -80,7 +80,7 @@ def _draw_one(logits: Float[Array, "V"], settings: Settings, position: Int[Array
     likeliest_first = logits[order] / jnp.where(settings.temperature > 0, settings.temperature, 1)
     kept = left_by(likeliest_first, settings)
     key = jax.random.fold_in(jax.random.key(settings.seed), position)
-    noise = jax.random.gumbel(key, logits.shape)[order]  # a token's own draw, wherever it stands
+    noise = jax.random.gumbel(key, logits.shape, jnp.float32)[order]  # a token's own draw, wherever it stands
     return order[jnp.argmax(jnp.where(kept, likeliest_first + noise, -jnp.inf))].astype(jnp.int32)
 
 

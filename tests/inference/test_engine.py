@@ -11,7 +11,7 @@ import pytest
 
 from moe_jax.config.rules import ConfigError
 from moe_jax.config.schema import MeshConfig
-from moe_jax.inference.engine import Engine, Request
+from moe_jax.inference.engine import Engine, Load, Request
 from moe_jax.inference.sampling import Sampling
 from moe_jax.inference.text import Reader, Text
 from moe_jax.inference.weights import place
@@ -95,6 +95,16 @@ def test_another_seed_draws_something_else(together, requests):
     assert len({tuple(answer.tokens) for answer in together.values()}) == len(requests)
 
 
+def test_empty_places_choose_no_expert(first_engine, requests):
+    """Of three places one is taken: its token alone chooses experts."""
+    with jax.enable_x64(True):
+        first_engine.load = Load()
+        list(first_engine.answers([requests[0]]))
+    top_k = first_engine.steps.run.moe.top_k
+    assert first_engine.load.choices
+    assert {float(np.sum(layer)) for step in first_engine.load.choices for layer in step} == {float(top_k)}
+
+
 def test_stops(model, first_engine, together, requests):
     """A stop token ends an answer and is left out; so does a text, and the room of the cache."""
     first = together[4].tokens
@@ -105,6 +115,7 @@ def test_stops(model, first_engine, together, requests):
         until = first.index(first[2])
         answer = next(iter(engine.answers([one])))
         assert answer.tokens == first[:until] and answer.finish == "stop"
+        assert next(iter(engine.answers([dataclasses.replace(one, ignore_stop=True)]))).tokens == first
         engine.text = before
         spelled = TEXT.decode(first)
         by_text = dataclasses.replace(requests[4], stop=(spelled[1:3],))

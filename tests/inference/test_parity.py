@@ -158,6 +158,29 @@ def test_a_part_of_the_caches_is_enough(family):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12)
 
 
+def test_int8_on_a_mesh_is_int8_on_a_device():
+    """Scales are cut as their matrices are; routers and norms keep their precision."""
+    ids, _ = golden("mixtral")
+    with jax.enable_x64(True):
+        found = [
+            decoded(load_hf(GOLDEN / "mixtral", mesh=make_mesh(mesh), dtype="float64"), ids, GROUPED, "int8")[0]
+            for mesh in (ONE, EIGHT)
+        ]
+        np.testing.assert_allclose(*found, rtol=0, atol=1e-12)
+        model = load_hf(GOLDEN / "mixtral", dtype="float64")
+        weights = place(model.run, model.mesh, jnp.int32(0), *model.weights, "int8")
+    router = jax.tree.leaves(weights.layers[0][0]["moe"]["router"])
+    assert {leaf.dtype for leaf in router} == {jnp.dtype("float64")}
+
+
+def test_an_expert_is_given_what_its_gate_leaves_of_a_token():
+    """Gates that scale the input of an expert, not its output, one choice after another."""
+    with jax.enable_x64(True):
+        model = random_model("llama4")
+        ids = np.random.default_rng(0).integers(0, 40, (B, sum(TURNS)))
+        np.testing.assert_allclose(decoded(model, ids, CHOSEN)[0], model(ids), rtol=0, atol=1e-9)
+
+
 def test_int8_is_near():
     """The divergence from what float32 predicts, in nats, is small beside the entropy of the predictions."""
     ids, _ = golden("mixtral")

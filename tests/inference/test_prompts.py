@@ -15,7 +15,7 @@ from moe_jax.inference.generate import generate
 from moe_jax.inference.multiple_choice import Question, evaluate
 from moe_jax.inference.prompts import read
 from moe_jax.inference.sampling import Sampling
-from moe_jax.inference.source import from_hf, places_problem
+from moe_jax.inference.source import _stop_tokens, from_hf, places_problem
 from moe_jax.inference.steps import Steps, cache_bytes, empty_caches
 from moe_jax.inference.text import Text
 from moe_jax.interop.loaded_model import load_hf
@@ -81,6 +81,36 @@ def test_the_others_are_answered(prompts, tmp_path, caplog, capsys):
     for number, part in ((3, "it is no JSON"), (17, "has the token 99"), (18, "a prompt is empty")):
         assert f"Line {number} of the prompts is left out" in said and part in said
     assert named["text"] in capsys.readouterr().out
+
+
+def test_a_single_answer_is_shown_while_it_grows(monkeypatch):
+    """Each part once, and nothing of a text that ends it."""
+    run, mesh, weights, _ = from_hf(GOLDEN / "llama", {})
+    engine = Engine(run, mesh, weights, TEXT, length=32)
+    whole = next(iter(engine.answers([Request((1, 2), max_tokens=12)]))).text
+    for stop in ((), (whole[6:9],), ("~~", whole[8:10])):
+        written = []
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdout.write", written.append)
+            generate(engine, [Request((1, 2), max_tokens=12, stop=stop)], None)
+        expected = whole[: min([whole.index(one) for one in stop if one in whole], default=len(whole))]
+        shown = "".join(written).partition("\n--")[0].rstrip("\n")
+        assert shown == expected, stop
+        assert len([text for text in written if text and text in expected]) > 3 or len(expected) < 4
+
+
+def test_the_tokens_of_a_choice_are_those_behind_its_context():
+    assert multiple_choice._encoded(TEXT, "abc", "de", 32) == ([0, 1, 2, 3, 4], 3)
+    merging = Text(lambda text: [ord(c) for c in text.replace("cd", "X")], lambda ids: "", frozenset())
+    tokens, first = multiple_choice._encoded(merging, "abc", "de", 32)
+    assert (tokens, first) == ([97, 98, ord("X"), 101], 2)  # the token that holds an end of the context is the choice's
+
+
+def test_stop_tokens_of_a_folder(tmp_path):
+    for named, expected in ((5, [5]), ([3, 4], [3, 4]), (None, []), ("x", [])):
+        (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": named}))
+        assert _stop_tokens(tmp_path / "config.json") == expected
+    assert _stop_tokens(tmp_path / "none.json") == []
 
 
 def test_twins_have_the_precision_of_the_model():
