@@ -11,6 +11,7 @@ peers: the layer over Hugging Face's Mixtral block by its fastest backend; make 
 processes: two processes of four fake devices over one of eight, seconds a step of the quickstart model.
 data: tokens a second of the loader, and the speed of tokenizing over that of the library `tokenizers`.
 decode: one sequence of a sparse model over a dense one and over the memory's speed, and batching without gaps.
+predict: the audit's prediction of a training step over the step that this machine measures.
 import: bytes a second from a Hugging Face folder to weights, over reading its files with the library `safetensors`.
 
 Writes WORKDIR/benchmark_SUITE.json.
@@ -19,7 +20,7 @@ Writes WORKDIR/benchmark_SUITE.json.
 from absl import flags
 
 from moe_jax import cli
-from moe_jax.benchmarks import data, decode, dropless, importing, layer, parallel, peers, processes, routers
+from moe_jax.benchmarks import data, decode, dropless, importing, layer, parallel, peers, predict, processes, routers
 from moe_jax.journal.workdir import make_writable, write_json
 
 SUITES = {
@@ -30,6 +31,7 @@ SUITES = {
     "layer": layer.run,
     "parallel": parallel.run,
     "peers": peers.run,
+    "predict": predict.run,
     "processes": processes.run,
     "routers": routers.run,
 }
