@@ -16,6 +16,7 @@ from moe_jax.parallel.chips import Chip
 # What a step reaches of the chip's peaks, assumed until a fit says otherwise (docs/audit.md): XLA's large matrix
 # products and its fused element-wise operations.
 MATMUL, MEMORY = 0.8, 0.85
+LEAST_SHARE = 0.005  # of a step, of what is listed
 _ENTERED = ("while", "call", "conditional")  # whose computations are scheduled, and no part of one operation
 
 
@@ -124,4 +125,15 @@ def as_record(found: Estimate) -> dict[str, Any]:
         "compiler": shown(found.compiler) if found.compiler else None,
         "compiler_without_estimate": found.without_cycles,
         "step_time_s": found.seconds,
+        "lines": _lines(found.compiler or found.schedule),
     }
+
+
+def _lines(walked: Walked) -> list[dict[str, Any]]:
+    """The lines of Python that take more than `LEAST_SHARE` of a step, the longest first."""
+    large = sorted(walked.lines.items(), key=lambda item: -item[1])
+    return [
+        {"line": line, "waits_for": what, "seconds": seconds}
+        for (line, what), seconds in large
+        if seconds > LEAST_SHARE * walked.seconds
+    ]

@@ -42,17 +42,22 @@ class Walked:
 
     seconds: float = 0.0
     spent: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
+    # By the line of Python that asked for it, and by what it waits for.
+    lines: dict[tuple[str, str], float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
 
-    def add(self, seconds: float, what: str) -> None:
+    def add(self, seconds: float, what: str, line: str) -> None:
         """What the program waits for next."""
         self.seconds += seconds
         self.spent[what] += seconds
+        self.lines[line, what] += seconds
 
     def repeat(self, part: "Walked", times: float) -> None:
         """A part of the program, so many times."""
         self.seconds += times * part.seconds
         for what, seconds in part.spent.items():
             self.spent[what] += times * seconds
+        for key, seconds in part.lines.items():
+            self.lines[key] += times * seconds
 
 
 class Walk:
@@ -77,19 +82,19 @@ class Walk:
 
     def _walk(self, name: str) -> Walked:
         walked = Walked()
-        ends: dict[str, tuple[float, str]] = {}  # of what is under way: when, and what it is
+        ends: dict[str, tuple[float, str, str]] = {}  # of what is under way: when, what it is, and its line
         busy: dict[str, float] = collections.defaultdict(float)  # until when a link is taken
         waits: dict[str, Instruction] = {}  # starts without operands, which an update hands over
         for instruction in self.program.computations[name]:
             opcode = instruction.opcode
             if opcode.endswith("-done"):
-                end, what = ends.get(instruction.operands[0], (0.0, MEMORY))
+                end, what, line = ends.get(instruction.operands[0], (0.0, MEMORY, ""))
                 if end > walked.seconds:
-                    walked.add(end - walked.seconds, what)
+                    walked.add(end - walked.seconds, what, line)
             elif opcode.endswith("-update"):
                 launched = waits.pop(instruction.operands[0], None)
                 if launched is None:
-                    ends[instruction.name] = ends.get(instruction.operands[0], (0.0, MEMORY))
+                    ends[instruction.name] = ends.get(instruction.operands[0], (0.0, MEMORY, ""))
                 else:
                     ends[instruction.name] = self._begin(name, launched, walked.seconds, busy)
             elif opcode.endswith("-start") and not instruction.operands:
@@ -100,11 +105,16 @@ class Walk:
                 self._in_order(name, instruction, walked)
         return walked
 
-    def _begin(self, name: str, instruction: Instruction, now: float, busy: dict[str, float]) -> tuple[float, str]:
-        """When an asynchronous operation that begins now, or when its link is free, ends; and what it is."""
+    def _begin(self, name: str, instruction: Instruction, now: float, busy: dict[str, float]) -> tuple[float, str, str]:
+        """When an asynchronous operation that begins now, or when its link is free, ends; what it is, and its line."""
         link, seconds, what = self._asynchronous(name, instruction)
         busy[link] = max(now, busy[link]) + seconds
-        return busy[link], what
+        return busy[link], what, self._line(instruction)
+
+    def _line(self, instruction: Instruction) -> str:
+        """The line of Python that asked for an instruction, or what the compiler says of its own."""
+        source = self.program.source(instruction).split(" > ")[-1]
+        return source or f"({instruction.opcode.removesuffix('-start')} of the compiler)"
 
     def _asynchronous(self, name: str, instruction: Instruction) -> tuple[str, float, str]:
         """Link, seconds and kind of an asynchronous operation."""
@@ -137,9 +147,9 @@ class Walk:
             branches = [self.computation(callee) for callee in callees.values()]
             walked.repeat(max(branches, key=lambda one: one.seconds), 1)
         elif instruction.name in self.links:
-            walked.add(*self.links[instruction.name][1:])
+            walked.add(*self.links[instruction.name][1:], self._line(instruction))
         elif inside := [link for callee in callees.values() for link in self._inside(callee)]:
             # a collective that is fused with what follows it
-            walked.add(*max(inside, key=lambda one: one[1])[1:])
+            walked.add(*max(inside, key=lambda one: one[1])[1:], self._line(instruction))
         elif instruction.opcode not in COLLECTIVES:
-            walked.add(*self.rates.seconds(self.costs.of(name, instruction)))
+            walked.add(*self.rates.seconds(self.costs.of(name, instruction)), self._line(instruction))

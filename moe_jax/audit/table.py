@@ -142,4 +142,8 @@ def _times(result: dict[str, Any]) -> list[str]:
     lines = [*rows(header, body), "", f"The step waits for: {shares}.", f"{', '.join(money)}."]
     if result["compiler"]:
         lines.append(f"{result['compiler_without_estimate']:.1%} of that time has no cycles of the compiler.")
-    return lines
+    where = [
+        [one["line"], one["waits_for"], f"{one['seconds']:.4g}", f"{one['seconds'] / best:.1%}"]
+        for one in result["lines"]
+    ]
+    return [*lines, "", *rows(["line", "waits for", "s", "of the step"], where)]
