@@ -18,7 +18,13 @@ from moe_jax.tasks.results import DATA
 CHANGES_HELD_OUT = ("data.batch_size", "eval.batches")  # together, the size of the held-out sample
 
 
-def write_report(workdir: Path, title: str, cells: Sequence[CellResult], baseline: dict[str, Any] | None) -> Path:
+def write_report(
+    workdir: Path,
+    title: str,
+    cells: Sequence[CellResult],
+    baseline: dict[str, Any] | None,
+    further: Sequence[str] = (),
+) -> Path:
     """Writes report.md and its pictures into `workdir`, each whole or not at all.
 
     Args:
@@ -26,6 +32,7 @@ def write_report(workdir: Path, title: str, cells: Sequence[CellResult], baselin
         title: the report's heading.
         cells: every cell of the sweep, also those that are not finished.
         baseline: values of some swept fields, or of all: the point that others are measured against.
+        further: paragraphs behind the results.
 
     Returns:
         The path of report.md.
@@ -44,6 +51,7 @@ def write_report(workdir: Path, title: str, cells: Sequence[CellResult], baselin
         *sweep_tables.differences(sweep, against),
         *(sweep_tables.needs(sweep, against) if against else []),
         *_front(sweep),
+        *further,
         "## Pictures",
         "Faint dots and lines are seeds, strong ones means, bars 95% bootstrap intervals.",
         *(f"![{name.replace('_', ' ')}]({name}.png)" for name in pictures),

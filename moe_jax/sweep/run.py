@@ -19,6 +19,7 @@ from moe_jax.sweep.derive import with_fields
 from moe_jax.sweep.design import Sweep, narrowed
 from moe_jax.sweep.launchers import Launcher
 from moe_jax.sweep.ledger import FINISHED, Ledger
+from moe_jax.sweep.predict import section
 from moe_jax.sweep.scheduler import Scheduler
 from moe_jax.train.signals import StopRequest
 
@@ -106,7 +107,7 @@ def run_sweep(
 def report(ledger: Ledger, title: str, baseline: dict | None) -> Path:
     """Writes the report of the cells that are finished; raises ConfigError where none is."""
     with locked(ledger.workdir / "report.lock"):  # shards may end at the same time
-        path = write_report(ledger.workdir, title, ledger.results(), baseline)
+        path = write_report(ledger.workdir, title, ledger.results(), baseline, section(ledger.workdir))
     logging.info("Report: %s", path)
     return path
 
