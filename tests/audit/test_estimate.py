@@ -10,7 +10,7 @@ from configurations import run_of
 from jax.sharding import AbstractMesh
 
 from moe_jax.audit.answers import DECODE, PREFILL, Work, answers, overridden
-from moe_jax.audit.compile import Built, build
+from moe_jax.audit.compile import Built, build, compile_train_step
 from moe_jax.audit.costs import Costs
 from moe_jax.audit.estimate import as_record, estimate
 from moe_jax.audit.hlo import parse
@@ -21,6 +21,7 @@ from moe_jax.audit.table import audit, table
 from moe_jax.config.rules import ConfigError
 from moe_jax.parallel.chips import CHIPS, Chip, chip_of
 from moe_jax.parallel.mesh import make_mesh
+from moe_jax.resolve.counting import count
 
 # A chip of 1 TFLOP/s and 1 GB/s, so that seconds are TFLOPs and gigabytes.
 ROUND = Chip(flops=1e12, memory=1e9, bandwidth=1e9, link=1e9, network=1e8, clock=1e6, price=3.6, watts=100)
@@ -292,3 +293,38 @@ def test_the_record_is_plain():
     record = as_record(walked())
     assert record["schedule"]["seconds"] == record["step_time_s"] and record["compiler"] is None
     assert record["step_time_lower_s"] < record["step_time_upper_s"]
+
+
+MOE = {"moe.num_experts": 4, "moe.group_size": 128}
+
+
+@pytest.mark.parametrize(
+    ("fields", "factor"),
+    [
+        ({}, 0),
+        ({**MOE, "moe.top_k": 1, "moe.capacity_factor": 1.0}, 0),
+        ({**MOE, "moe.top_k": 2, "moe.router": "top_k", "moe.capacity_factor": 2.0}, 1),
+    ],
+    ids=["dense", "as many slots as choices", "twice as many"],
+)
+def test_flops_of_a_step_of_training_are_those_of_the_closed_formula(fields, factor):
+    """To the last FLOP; `factor` times the experts' own for slots beyond a token's choices."""
+    sizes = {"data.batch_size": 4, "data.sequence_length": 128, "model.num_layers": 2, "model.remat": "none"}
+    run = run_of({**sizes, **fields})
+    mesh = make_mesh(run.mesh)
+    text = build(lambda: compile_train_step(run, mesh)).text
+    found = estimate(parse(text), collectives(text, mesh), Wires(ROUND, [None], 1))
+    tokens, experts = 4 * 128, 2 * run.moe.top_k * 2 * 64 * 256  # multiply-adds of a token's experts in two layers
+    assert found.flops == tokens * (count(run).flops_per_token + factor * 6 * experts)
+
+
+def test_bytes_of_the_exchange_are_those_of_the_closed_formula():
+    """Four exchanges a layer of all slots, of which each of two devices sends half: on a switch of 1 GB/s."""
+    run = run_of({**MOE, "data.batch_size": 4, "data.sequence_length": 128, "model.num_layers": 2, "mesh.expert": 2}, 2)
+    mesh = make_mesh(run.mesh)
+    text = build(lambda: compile_train_step(run, mesh)).text
+    exchanged = [c for c in collectives(text, mesh) if c.kind == "all-to-all"]
+    wires = Wires(ROUND, list(mesh.devices.flat), 8, **EXACT)
+    slots, groups = 40, 2  # 1.25 * 128 / 4, and groups of a device
+    seconds = sum(c.count * wires.seconds(c)[SWITCH] for c in exchanged)
+    assert seconds == pytest.approx(2 * 4 * groups * 4 * slots * 64 * 4 / 2 / 1e9)
