@@ -59,9 +59,9 @@ def test_a_draw_is_that_of_its_seed_and_position():
 @pytest.mark.parametrize(
     ("sampling", "message"),
     [
-        (Sampling(temperature=-0.1), "--temperature=-0.1: give 0 or more"),
-        (Sampling(temperature=float("nan")), "--temperature=nan: give 0 or more"),
-        (Sampling(temperature=float("inf")), "--temperature=inf: give 0 or more"),
+        (Sampling(temperature=-0.1), "--temperature=-0.1: give from 0 to 1e30"),
+        (Sampling(temperature=float("nan")), "--temperature=nan: give from 0 to 1e30"),
+        (Sampling(temperature=float("inf")), "--temperature=inf: give from 0 to 1e30"),
         (Sampling(top_k=-1), "--top_k=-1: give 0 or more"),
         (Sampling(top_p=0.0), "--top_p=0.0: give more than 0, at most 1"),
         (Sampling(top_p=1.1), "--top_p=1.1: give more than 0, at most 1"),
