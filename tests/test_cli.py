@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from bad_input import ends
 from configurations import ROOT
 
 from moe_jax import cli
@@ -72,19 +73,11 @@ WORKDIRS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Each bad command line with its process; few of them run at the same time."""
-    environment = {**os.environ, "JAX_LOG_COMPILES": "1"}
-    ended = {}
-    names = list(BAD)
-    for first in range(0, len(names), 4):
-        started = {}
-        for name in names[first : first + 4]:
-            workdir = tmp_path_factory.mktemp("runs") / "run"
-            command = [sys.executable, "experiments/train.py", f"--workdir={workdir}", *BAD[name][0]]
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            started[name] = workdir, subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
-        ended |= {name: (workdir, run.communicate(), run.returncode) for name, (workdir, run) in started.items()}
-    return ended
+    """Each bad command line with its work directory and how it ended."""
+    workdirs = {name: tmp_path_factory.mktemp("runs") / "run" for name in BAD}
+    lines = {name: [f"--workdir={workdirs[name]}", *arguments] for name, (arguments, _) in BAD.items()}
+    ended = ends("train.py", lines, tmp_path_factory.mktemp("said"), {"JAX_LOG_COMPILES": "1"})
+    return {name: (workdirs[name], (stdout, stderr), code) for name, (code, stdout, stderr) in ended.items()}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from bad_input import ends
 from configurations import ROOT
 
 FLAGS = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
@@ -55,15 +56,20 @@ def run(script, *arguments):
     )
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line(files, name):
-    arguments, wanted = BAD[name]
+@pytest.fixture(scope="module")
+def ended(files, tmp_path_factory):
     named = lambda argument: os.fsdecode(argument).replace("PROMPTS", str(files / "prompts.jsonl"))
-    ended = run("generate.py", *map(named, arguments))
-    assert ended.returncode == 2, ended.stderr
-    last = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert len(last) == 1 and wanted in last[0], ended.stderr
-    assert "Traceback" not in ended.stderr
+    lines = {name: list(map(named, arguments)) for name, (arguments, _) in BAD.items()}
+    return ends("generate.py", lines, tmp_path_factory.mktemp("said"), {"XLA_FLAGS": FLAGS})
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line(name, ended):
+    code, _, stderr = ended[name]
+    assert code == 2, stderr
+    last = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(last) == 1 and BAD[name][1] in last[0], stderr
+    assert "Traceback" not in stderr
 
 
 def test_answers_and_their_cost(files):
@@ -101,12 +107,16 @@ def test_tasks(files):
     """The fixtures have no tokenizer: the questions are read, and the first text is refused."""
     ended = run("evaluate.py", MIXTRAL, f"--tasks={files / 'questions.jsonl'}")
     assert ended.returncode == 2 and "there is no tokenizer.json" in ended.stderr
-    for arguments, wanted in (
-        ([MIXTRAL], "--from_hf is for --tasks: leave it out"),
-        ([MIXTRAL, "--tasks="], "--tasks= names no file: give one"),
-        ([MIXTRAL, "--tasks=a/b.jsonl,c/b.jsonl"], "--tasks names two files 'b', whose results would have one name"),
-    ):
-        ended = run("evaluate.py", *arguments)
-        assert ended.returncode == 2 and wanted in ended.stderr, ended.stderr
-    ended = run("evaluate.py")
-    assert ended.returncode == 2 and "error: --config is missing: give it" in ended.stderr
+
+
+def test_flags_without_tasks(tmp_path):
+    bad = {
+        "without": ([MIXTRAL], "--from_hf is for --tasks: leave it out"),
+        "of nothing": ([MIXTRAL, "--tasks="], "--tasks= names no file: give one"),
+        "two of a name": ([MIXTRAL, "--tasks=a/b.jsonl,c/b.jsonl"], "--tasks names two files 'b', whose results would"),
+        "nothing": ([], "error: --config is missing: give it"),
+    }
+    ended = ends("evaluate.py", {name: arguments for name, (arguments, _) in bad.items()}, tmp_path, {})
+    for name, (_, wanted) in bad.items():
+        code, _, stderr = ended[name]
+        assert code == 2 and wanted in stderr, stderr

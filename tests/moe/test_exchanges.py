@@ -84,6 +84,7 @@ def test_dropless_is_capacity_with_a_slot_for_everyone(kind):
 ROOMY = {"capacity_factor": 100.0}
 
 
+@pytest.mark.slow
 def test_dropless_has_the_adapters_of_its_experts():
     expected = run_layer(layer_moe(**ROOMY), {}, lora=2)
     assert_same(run_layer(layer_moe(dispatcher="dropless", exchange="ragged"), MESHES[1], lora=2), expected)
@@ -116,7 +117,9 @@ def test_a_device_takes_all_rows_that_it_has_room_for():
 SKEWED = ("capacity, once", "dropless, once to a node", "dropless, ragged")
 
 
-@pytest.mark.parametrize("way", SKEWED)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=() if way == "capacity, once" else pytest.mark.slow) for way in SKEWED]
+)
 def test_the_most_skewed_routing_is_carried_too(way):
     """Every token's first choice is expert 5."""
     moe = layer_moe(**WAYS[way])
