@@ -90,6 +90,7 @@ def _totals(program: Program, costs: Costs, chip: Chip) -> tuple[float, float, f
     inside = _operations(program)
     for name, instructions in program.computations.items():
         runs = program.executions.get(name, 0.0)
+        runs = 1.0 if math.isnan(runs) else runs  # in a loop whose length is not known, as in the walk
         if not runs or name in inside:
             continue
         for instruction in instructions:

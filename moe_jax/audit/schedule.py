@@ -10,6 +10,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from absl import logging
+
 from moe_jax.audit.costs import COLLECTIVES, Cost, Costs
 from moe_jax.audit.hlo import Instruction, Program, trip_count
 from moe_jax.parallel.chips import Chip
@@ -140,15 +142,18 @@ class Walk:
         return self._links_inside[name]
 
     def _in_order(self, name: str, instruction: Instruction, walked: Walked) -> None:
-        callees = dict(instruction.callees())
+        callees = [callee for _, callee in instruction.callees()]
         if instruction.opcode == "while":
-            walked.repeat(self.computation(callees["body"]), trip_count(instruction, self.program.computations))
+            times = trip_count(instruction, self.program.computations)
+            if math.isnan(times):
+                logging.warning("A loop whose length is not known is counted once: %s", self._line(instruction))
+            walked.repeat(self.computation(dict(instruction.callees())["body"]), 1.0 if math.isnan(times) else times)
         elif instruction.opcode in ("call", "conditional"):
-            branches = [self.computation(callee) for callee in callees.values()]
-            walked.repeat(max(branches, key=lambda one: one.seconds), 1)
+            branches = [self.computation(callee) for callee in callees]
+            walked.repeat(max(branches, key=lambda one: one.seconds), 1.0)
         elif instruction.name in self.links:
             walked.add(*self.links[instruction.name][1:], self._line(instruction))
-        elif inside := [link for callee in callees.values() for link in self._inside(callee)]:
+        elif inside := [link for callee in callees for link in self._inside(callee)]:
             # a collective that is fused with what follows it
             walked.add(*max(inside, key=lambda one: one[1])[1:], self._line(instruction))
         elif instruction.opcode not in COLLECTIVES:

@@ -226,6 +226,49 @@ def test_two_collectives_share_a_link():
     assert found.schedule.seconds == pytest.approx(0.004)
 
 
+BRANCHED = f"""{HEAD}%short (x: f32[1000]) -> f32[1000] {{
+  %x = f32[1000] parameter(0)
+  ROOT %y = f32[1000] negate(%x)
+}}
+
+%long (x: f32[1000]) -> f32[1000] {{
+  %x = f32[1000] parameter(0)
+  %y = f32[1000] negate(%x)
+  ROOT %z = f32[1000] negate(%y)
+}}
+
+%more (t: (s32[], f32[1000])) -> pred[] {{
+  %t = (s32[], f32[1000]) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %n = s32[] get-tuple-element(%t), index=0
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}}
+
+%body (t: (s32[], f32[1000])) -> (s32[], f32[1000]) {{
+  %t = (s32[], f32[1000]) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %x = f32[1000] get-tuple-element(%t), index=1
+  %y = f32[1000] negate(%x)
+  ROOT %out = (s32[], f32[1000]) tuple(%i, %y)
+}}
+
+ENTRY %main (x: f32[1000], i: s32[]) -> (s32[], f32[1000]) {{
+  %x = f32[1000] parameter(0)
+  %i = s32[] parameter(1)
+  %chosen = f32[1000] conditional(%i, %x, %x, %x), branch_computations={{%long, %short, %short}}
+  %t = (s32[], f32[1000]) tuple(%i, %chosen)
+  ROOT %loop = (s32[], f32[1000]) while(%t), condition=%more, body=%body
+}}
+"""
+
+
+def test_the_longest_branch_counts_and_a_loop_of_unknown_length_once(caplog):
+    found = estimate(parse(BRANCHED), [], Wires(ROUND, [None], 1, **EXACT), memory=1.0)
+    assert found.schedule.seconds == pytest.approx((2 + 1) * 8e-6)
+    assert "A loop whose length is not known is counted once" in caplog.text
+    assert math.isfinite(found.lower) and found.bytes >= 4 * 8000
+
+
 def test_the_compilers_cycles():
     program = parse(MEMORY)
     rates = Rates(ROUND, cycles=True)
