@@ -131,8 +131,8 @@ def _tokens(seed: int) -> tuple[Float[np.ndarray, "G T D"], Int[np.ndarray, "G T
 
 def _differ(a: Float[Array, "G T D"], b: Float[Array, "G T D"]) -> Bool[np.ndarray, "G T"]:
     """Where vectors differ by more than rounding: a product's blocks, and so its sums, depend on where a row stands."""
-    a, b = np.asarray(a), np.asarray(b)
-    return np.any(np.abs(a - b) > ROUNDING * np.abs(a).max(), axis=-1)
+    one, other = np.asarray(a), np.asarray(b)
+    return np.any(np.abs(one - other) > ROUNDING * np.abs(one).max(), axis=-1)
 
 
 if __name__ == "__main__":
